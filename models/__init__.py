@@ -1,0 +1,5 @@
+"""Architectures. They know no stage and no data set."""
+
+from attent.models.vit import build_vit, input_size, model_names
+
+__all__ = ["build_vit", "input_size", "model_names"]

@@ -1,0 +1,80 @@
+"""Vision transformers, by timm."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+_SMALL: dict[str, dict[str, Any]] = {
+    # 16 patches of 2 x 2 pixels: a model for scikit-learn's 8-pixel digits.
+    "vit_digits": {
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 4,
+        "mlp_ratio": 2.0,
+    }
+}
+
+
+def model_names() -> list[str]:
+    """The models of this package; every image classifier of timm can be named too."""
+    return sorted(_SMALL)
+
+
+def build_vit(
+    name: str,
+    *,
+    num_classes: int,
+    in_chans: int | None = None,
+    img_size: int | None = None,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A classifier of images.
+
+    Args:
+        name: ``vit_digits``, or any model of timm.
+        num_classes: outputs.
+        in_chans: channels of the images; None for the model's own.
+        img_size: side of the images in pixels; None for the model's own.
+        drop_path_rate: stochastic depth of the last block, in [0, 1).
+        pretrained: load timm's weights (needs a network or its cache).
+        model_args: further arguments of the model.
+
+    Raises:
+        ValueError: no such model, with the nearest names.
+    """
+    given: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
+    given |= {"in_chans": in_chans} if in_chans is not None else {}
+    given |= {"img_size": img_size} if img_size is not None else {}
+    given |= dict(model_args or {})
+    if name in _SMALL:
+        if pretrained:
+            raise ValueError(f"there are no pretrained weights of {name!r}")
+        return VisionTransformer(**(_SMALL[name] | given))
+    if not timm.is_model(name):
+        known = [*_SMALL, *timm.list_models()]
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"no model {name!r} here or in timm{hint}")
+    return timm.create_model(name, pretrained=pretrained, **given)
+
+
+def input_size(name: str) -> tuple[int, int] | None:
+    """(channels, side in pixels) a model is made for, if that is known."""
+    if name in _SMALL:
+        return _SMALL[name]["in_chans"], _SMALL[name]["img_size"]
+    if timm.is_model(name):
+        config = timm.get_pretrained_cfg(name)
+        if config is not None:
+            return config.input_size[0], config.input_size[-1]
+    return None

@@ -1,0 +1,112 @@
+"""The engine: pure stages over one TensorDict. Knows tensors; knows no model and no data set."""
+
+from attent.pipeline.checkpoint import (
+    CheckpointError,
+    CheckpointFolder,
+    export_weights,
+    load_state,
+    restore,
+    save_state,
+)
+from attent.pipeline.combinators import repeat, sequence, when
+from attent.pipeline.describe import describe, to_mermaid
+from attent.pipeline.evaluate import evaluate
+from attent.pipeline.fit import fit
+from attent.pipeline.keyed import example_keys, fold, generator, uniform
+from attent.pipeline.laws import assert_stage_laws
+from attent.pipeline.observers import Checkpoints, JsonLog, Observer, Selections, summary
+from attent.pipeline.optimizer import Optimizer, adamw, sgd
+from attent.pipeline.plan import Phase, Plan, PlanError, complex_plan, full_plan, simple_plan
+from attent.pipeline.recipes import attent_complex, attent_simple, full, tick
+from attent.pipeline.reschedule import reschedule
+from attent.pipeline.rules import Rule, hard, random, soft
+from attent.pipeline.schedules import (
+    constant,
+    cosine,
+    fixed_interval,
+    incremental,
+    incremental_interval,
+    warmup_cosine,
+)
+from attent.pipeline.score import score
+from attent.pipeline.select import select
+from attent.pipeline.signals import SIGNALS, Signal
+from attent.pipeline.source import DatasetSource, ExampleError, Source, TensorSource
+from attent.pipeline.stage import Stage, allocate, initialize, run
+from attent.pipeline.stream import Loading
+from attent.pipeline.task import Task, bare_state, initial_state
+from attent.pipeline.threshold import count, top_k_mask
+from attent.pipeline.train import Step, train
+from attent.pipeline.validate import GraphError, validate
+
+__all__ = [
+    "SIGNALS",
+    "CheckpointError",
+    "CheckpointFolder",
+    "Checkpoints",
+    "DatasetSource",
+    "ExampleError",
+    "GraphError",
+    "JsonLog",
+    "Loading",
+    "Observer",
+    "Optimizer",
+    "Phase",
+    "Plan",
+    "PlanError",
+    "Rule",
+    "Selections",
+    "Signal",
+    "Source",
+    "Stage",
+    "Step",
+    "Task",
+    "TensorSource",
+    "adamw",
+    "allocate",
+    "assert_stage_laws",
+    "attent_complex",
+    "attent_simple",
+    "bare_state",
+    "complex_plan",
+    "constant",
+    "cosine",
+    "count",
+    "describe",
+    "evaluate",
+    "example_keys",
+    "export_weights",
+    "fit",
+    "fixed_interval",
+    "fold",
+    "full",
+    "full_plan",
+    "generator",
+    "hard",
+    "incremental",
+    "incremental_interval",
+    "initial_state",
+    "initialize",
+    "load_state",
+    "random",
+    "repeat",
+    "reschedule",
+    "restore",
+    "run",
+    "save_state",
+    "score",
+    "select",
+    "sequence",
+    "sgd",
+    "simple_plan",
+    "soft",
+    "summary",
+    "tick",
+    "to_mermaid",
+    "top_k_mask",
+    "train",
+    "uniform",
+    "validate",
+    "warmup_cosine",
+    "when",
+]

@@ -1,0 +1,74 @@
+"""The evaluation stage: measure the model on held-out examples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tensordict import TensorDict
+
+from attent.pipeline.keys import ensure, number, place
+from attent.pipeline.score import Frozen
+from attent.pipeline.source import Source
+from attent.pipeline.stage import Stage
+from attent.pipeline.stream import Loading, Stream
+from attent.pipeline.task import Task
+
+
+def evaluate(
+    task: Task,
+    source: Source,
+    *,
+    split: str = "val",
+    batch_size: int = 256,
+    loading: Loading | None = None,
+    name: str | None = None,
+) -> Stage:
+    """Measure the task's metrics over a held-out source, in eval mode on fixed views.
+
+    Args:
+        task: its ``metrics`` are made anew for each evaluation.
+        source: the held-out examples.
+        split: what they are called: metrics are ``metrics/<split>_<name>``.
+        batch_size: examples in one forward.
+        loading: workers and prefetching.
+        name: of the stage; by default ``evaluate <split>``.
+
+    Writes the metrics, ``metrics/<split>_step`` (when), and clears ``plan/eval_due``.
+
+    Raises:
+        ValueError: the source is empty.
+    """
+    if len(source) < 1:
+        raise ValueError(f"the {split} split holds no examples")
+    names = tuple(task.metrics())
+
+    def apply(state: TensorDict) -> TensorDict:
+        model, metrics = Frozen(task, state), task.metrics()
+        with torch.no_grad():
+            for batch in Stream(source, torch.arange(len(source)), batch_size, loading=loading):
+                ready = model.prepare(batch)
+                task.update(metrics, task.forward(model, ready), ready)
+        for metric in names:
+            value = torch.as_tensor(metrics[metric].compute(), dtype=torch.float64)
+            place(state, ("metrics", f"{split}_{metric}"), value.reshape(()).cpu())
+        place(state, ("metrics", f"{split}_step"), torch.tensor(number(state, "clock", "step")))
+        place(state, ("plan", "eval_due"), torch.tensor(False))
+        return state
+
+    def init(state: TensorDict) -> TensorDict:
+        for metric in names:
+            ensure(state, ("metrics", f"{split}_{metric}"), torch.tensor(math.nan).double())
+        ensure(state, ("metrics", f"{split}_step"), torch.tensor(-1))
+        return state
+
+    own = {("metrics", f"{split}_{entry}") for entry in (*names, "step")}
+    return Stage(
+        name=name or f"evaluate {split}",
+        reads={"params", "buffers", "seed", ("clock", "step")},
+        writes=own | {("plan", "eval_due")},
+        apply=apply,
+        init=init,
+        provides=own,
+        note=f"{', '.join(names)} of {len(source):,} examples",
+    )

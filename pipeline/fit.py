@@ -1,0 +1,108 @@
+"""The training loop: tick until the budget is spent, and let observers look on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from tensordict import TensorDict
+
+from attent.pipeline.keys import branch, clone, leaves, number, tensor
+from attent.pipeline.observers import Observer, Reason
+from attent.pipeline.stage import Stage, initialize, run
+from attent.pipeline.validate import validate
+
+
+def fit(
+    tick: Stage,
+    state: TensorDict,
+    *,
+    observers: Sequence[Observer] = (),
+    donate: bool = False,
+) -> TensorDict:
+    """Run a tick again and again until ``clock/seen`` has reached ``plan/budget``.
+
+    The graph is validated and initialised first; a state that was initialised before (a resumed
+    one) goes on where it is. The first interrupt (Ctrl-C, or SIGTERM) stops the run after the tick
+    in progress; a second one at once.
+
+    Args:
+        tick: one round of the training program.
+        state: from `initial_state`, or a checkpoint's.
+        observers: called with the state, in this order, between ticks.
+        donate: give ``state`` up instead of copying it first.
+
+    Returns:
+        The state after the last tick.
+
+    Raises:
+        GraphError: the graph cannot run on this state.
+        RuntimeError: a tick changed nothing, though the budget is not spent.
+        ValueError: bad input met on the way; observers have been told, and the state they were
+            given is as after the last good step.
+    """
+    validate(tick, state)
+    state = initialize(tick, state if donate else clone(state))
+    stop: Reason = "crashed"
+    with _interrupts() as interrupted:
+        for observer in observers:
+            observer.start(state)
+        try:
+            while not _finished(state) and not interrupted:
+                before = _position(state)
+                state = run(tick, state, donate=True)
+                if _position(state) == before:
+                    raise RuntimeError(_stalled(tick, state))
+                for observer in observers:
+                    observer.tick(state)
+            stop = "finished" if _finished(state) else "interrupted"
+        except ValueError:
+            stop = "failed"
+            raise
+        finally:
+            for observer in observers:
+                observer.stop(state, stop)
+    return state
+
+
+def _finished(state: TensorDict) -> bool:
+    return number(state, "clock", "seen") >= number(state, "plan", "budget")
+
+
+def _position(state: TensorDict) -> list[float]:
+    """Everything that some part of a tick moves."""
+    return [value.item() for group in ("clock", "plan") for _, value in leaves(branch(state, group))]
+
+
+def _stalled(tick: Stage, state: TensorDict) -> str:
+    due = [f for f in ("score_due", "select_due") if bool(tensor(state, "plan", f))]
+    why = (
+        f"plan/{due[0]} is set and no stage of the graph clears it: put "
+        f"when(('plan', '{due[0]}'), {due[0].split('_')[0]}(...)) before train"
+        if due
+        else "no stage of the graph trains"
+    )
+    return f"{tick.name!r} changed nothing and would go on for ever: {why}"
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that is empty until the first SIGINT or SIGTERM; the second SIGINT raises."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,279 @@
+"""Observers: what looks at the state between ticks and has effects.
+
+They alone write files, print, and read the clock on the wall.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from attent.pipeline.checkpoint import CheckpointFolder, load_state, write_atomically
+from attent.pipeline.keyed import fold, generator
+from attent.pipeline.keys import branch, find, has, leaves, number, tensor
+
+Reason = Literal["finished", "interrupted", "failed", "crashed"]
+"""Why a run stops: its budget is spent; it was asked to; bad input was found, and the state is good;
+something else went wrong, and the state may not be."""
+
+
+class Observer:
+    """Called by `attent.pipeline.fit` with the state; the state must not be changed or kept."""
+
+    def start(self, state: TensorDict) -> None:
+        """Before the first tick, fresh or resumed."""
+
+    def tick(self, state: TensorDict) -> None:
+        """After each tick."""
+
+    def stop(self, state: TensorDict, reason: Reason) -> None:
+        """After the last."""
+
+
+class JsonLog(Observer):
+    """One JSON line for each tick that trained: clock, plan, ledger, metrics, seconds.
+
+    On resume, lines from after the checkpoint are dropped, so that a resumed run's log is that of
+    an uninterrupted one but for its seconds.
+
+    Args:
+        path: of the ``.jsonl`` file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._began = 0.0
+        self._step = -1
+
+    def start(self, state: TensorDict) -> None:
+        """Drop lines from after this state."""
+        self._step = number(state, "clock", "step")
+        kept = [line for line in read_log(self.path) if line["step"] <= self._step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path, text.encode())
+        self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+
+    def tick(self, state: TensorDict) -> None:
+        """Write a line, if the tick trained."""
+        if number(state, "clock", "step") > self._step:
+            self._step = number(state, "clock", "step")
+            line = {**summary(state), "seconds": round(time.monotonic() - self._began, 3)}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a log, without a last one that a kill cut short; none if there is no file."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def summary(state: TensorDict) -> dict[str, Any]:
+    """The scalars of a state as plain numbers; NaN as None; metrics under their own names.
+
+    An evaluation's metrics are there only if it was made at this very step.
+    """
+    step = number(state, "clock", "step")
+    line: dict[str, Any] = {}
+    for group in ("clock", "plan", "ledger"):
+        for (name,), value in leaves(branch(state, group)):
+            line[name] = value.item()
+    metrics = find(state, "metrics")
+    if isinstance(metrics, TensorDict):
+        stale = {
+            name.removesuffix("_step")
+            for (name,), value in leaves(metrics)
+            if name.endswith("_step") and int(value) != step
+        }
+        for (name,), value in leaves(metrics):
+            if not any(name.startswith(split + "_") for split in stale):
+                number_ = value.item()
+                bad = isinstance(number_, float) and not math.isfinite(number_)
+                line[name] = None if bad else number_
+    line["saved"] = saving(state)
+    return line
+
+
+def saving(state: TensorDict) -> float:
+    """The share of compute saved so far against as many passes over everything.
+
+    A forward counts 1 and a backward 2, scoring included; below 0, scoring has cost more than
+    selection has saved yet.
+    """
+    spent = number(state, "ledger", "forwarded") + 2 * number(state, "ledger", "backwarded")
+    size = max(1, number(state, "plan", "size"))
+    passes = number(state, "clock", "passes") + number(state, "clock", "offset") / size
+    full = 3 * len(tensor(state, "mask")) * passes
+    return 1 - spent / full if full else 0.0
+
+
+class Checkpoints(Observer):
+    """Save the state as it goes, when it stops, and the best by a metric.
+
+    Args:
+        folder: where.
+        every: examples trained on between checkpoints.
+        about: said in each checkpoint, such as the task's name.
+        best: the metric by which the best is kept (below ``metrics``); None keeps none.
+        larger_is_better: of that metric.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        *,
+        every: int,
+        about: Mapping[str, Any] | None = None,
+        best: str | None = None,
+        larger_is_better: bool = True,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1 example, got {every}")
+        self.folder = folder
+        self.every = every
+        self.about = dict(about or {})
+        self.best = best
+        self.larger_is_better = larger_is_better
+        self._saved = self._measured = -1
+        self._due = 0
+        self._best_value = math.nan
+
+    def start(self, state: TensorDict) -> None:
+        """Learn what the best is so far, and save where there is nothing to resume from yet."""
+        for leftover in self.folder.path.glob(".*.tmp"):
+            leftover.unlink()
+        self._due = self._next(state)
+        step = number(state, "clock", "step")
+        self._measured = step
+        if self.best and self.folder.best.is_file():
+            about = load_state(self.folder.best)[1]
+            # A best from after the checkpoint that is resumed will be met again.
+            if about["step"] <= step:
+                self._best_value = about[self.best]
+        if step not in self.folder.steps():
+            self._save(state)
+
+    def tick(self, state: TensorDict) -> None:
+        """Save if due, or if the metric was just measured and is the best."""
+        if number(state, "clock", "seen") >= self._due or self._is_best(state):
+            self._due = self._next(state)
+            self._save(state)
+
+    def stop(self, state: TensorDict, reason: Reason) -> None:
+        """Save, unless the state may be amiss."""
+        if reason != "crashed":
+            self._save(state)
+
+    def _next(self, state: TensorDict) -> int:
+        return (number(state, "clock", "seen") // self.every + 1) * self.every
+
+    def _is_best(self, state: TensorDict) -> bool:
+        if self.best is None or not has(state, ("metrics", self.best)):
+            return False
+        measured = number(state, "metrics", self.best.split("_")[0] + "_step")
+        if measured <= self._measured:
+            return False
+        value = float(tensor(state, "metrics", self.best))
+        if not math.isfinite(value):
+            return False
+        better = value > self._best_value if self.larger_is_better else value < self._best_value
+        return math.isnan(self._best_value) or better
+
+    def _save(self, state: TensorDict) -> None:
+        step = number(state, "clock", "step")
+        about = {**self.about, **({self.best: _value(state, self.best)} if self.best else {})}
+        path = self.folder.save(state, step, about)
+        if self._is_best(state):
+            self._best_value = about[self.best]
+            self._measured = step
+            self.folder.mark_best(path)
+
+
+def _value(state: TensorDict, metric: str) -> float | None:
+    value = float(tensor(state, "metrics", metric)) if has(state, ("metrics", metric)) else math.nan
+    return value if math.isfinite(value) else None
+
+
+class Selections(Observer):
+    """Record every selection: the mask and the scores it was made by, for the report.
+
+    Of large data sets a fixed random sample is recorded, beside exact counts.
+
+    Args:
+        folder: one ``.npz`` file per selection goes here.
+        signal: which scores.
+        at_most: examples recorded.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, signal: str | None = "loss", at_most: int = 20_000
+    ) -> None:
+        self.folder = Path(folder)
+        self.signal = signal
+        self.at_most = at_most
+        self._sample = torch.empty(0, dtype=torch.int64)
+        self._version: tuple[int, int] = (0, 0)
+        self._clock: dict[str, int] = {}
+
+    def start(self, state: TensorDict) -> None:
+        """Choose the sample; record the first mask of a fresh run."""
+        mask = tensor(state, "mask")
+        if len(mask) <= self.at_most:
+            self._sample = torch.arange(len(mask))
+        else:
+            key = fold(number(state, "seed"), "recorded sample")
+            drawn = torch.randint(len(mask), (self.at_most,), generator=generator(key))
+            self._sample = drawn.unique()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remember(state)
+        for path in self.folder.glob("selection-*.npz"):
+            if int(path.stem.split("-")[1]) > number(state, "clock", "passes"):
+                path.unlink()
+        if number(state, "clock", "step") == 0:
+            self._record(state)
+
+    def tick(self, state: TensorDict) -> None:
+        """Record the mask if it was written since the last tick."""
+        mask = tensor(state, "mask")
+        if (mask.data_ptr(), mask._version) != self._version:
+            self._record(state)
+        self._remember(state)
+
+    def _remember(self, state: TensorDict) -> None:
+        mask = tensor(state, "mask")
+        self._version = (mask.data_ptr(), mask._version)
+        # The tick may have ended the pass that the selection was made for.
+        self._clock = {name: number(state, "clock", name) for name in ("cycle", "passes", "seen")}
+
+    def _record(self, state: TensorDict) -> None:
+        mask, steps = tensor(state, "mask"), tensor(state, "scores", "step")
+        signal = self.signal
+        scored = signal is not None and has(state, ("scores", signal)) and bool((steps >= 0).any())
+        scores = tensor(state, "scores", signal)[self._sample] if scored and signal else None
+        path = self.folder / f"selection-{self._clock['passes']:06d}.npz"
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file,
+                index=self._sample.numpy(),
+                selected=mask[self._sample].cpu().numpy(),
+                scores=np.empty(0, np.float32) if scores is None else scores.cpu().numpy(),
+                num_examples=len(mask),
+                num_selected=int(mask.sum()),
+                **{name: np.asarray(value) for name, value in self._clock.items()},
+            )

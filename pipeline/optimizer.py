@@ -1,0 +1,174 @@
+"""Optimisers: torch.optim, bound to the state's storage.
+
+The state holds the moments; a torch optimiser is made around them for each tick (under a
+millisecond) and updates them in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from attent.pipeline.keys import find, place
+from attent.pipeline.schedules import Schedule
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How parameters are updated.
+
+    Attributes:
+        name: shown to people.
+        make: parameter groups -> a torch optimiser.
+        lr: learning rate over the budget spent.
+        weight_decay: over the budget spent; not applied to norms and biases.
+    """
+
+    name: str
+    make: Callable[[Groups], torch.optim.Optimizer]
+    lr: Schedule
+    weight_decay: Schedule
+
+
+def adamw(
+    lr: float | Schedule,
+    *,
+    weight_decay: float | Schedule = 0.05,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    fused: bool | None = None,
+) -> Optimizer:
+    """AdamW (Loshchilov and Hutter, ICLR 2019), by torch.
+
+    Args:
+        lr: a rate above 0, or a function of the budget spent.
+        weight_decay: at least 0, or a function of the budget spent.
+        betas: decay of the first and second moment, in [0, 1).
+        eps: added to the root of the second moment.
+        fused: torch's one-kernel update; None lets torch choose.
+    """
+    return Optimizer(
+        name="adamw",
+        make=lambda groups: torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused),
+        lr=_schedule("lr", lr),
+        weight_decay=_schedule("weight_decay", weight_decay),
+    )
+
+
+def sgd(
+    lr: float | Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float | Schedule = 0.0,
+    nesterov: bool = False,
+    dampening: float = 0.0,
+) -> Optimizer:
+    """Stochastic gradient descent with momentum, by torch.
+
+    Raises:
+        ValueError: dampening other than 0: torch starts the momentum at the undampened first
+            gradient, which moments allocated beforehand as zeros would not.
+    """
+    if dampening:
+        raise ValueError(f"dampening must be 0, got {dampening}: zero-started momentum would differ")
+    return Optimizer(
+        name="sgd",
+        make=lambda groups: torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov),
+        lr=_schedule("lr", lr),
+        weight_decay=_schedule("weight_decay", weight_decay),
+    )
+
+
+def _schedule(name: str, value: float | Schedule) -> Schedule:
+    if callable(value):
+        return value
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return lambda progress: value
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: matrices and filters yes; norms, biases and scales no."""
+    return parameter.ndim > 1 and not name.endswith("bias")
+
+
+def moments(optimizer: Optimizer, params: Mapping[str, Tensor]) -> TensorDict:
+    """The optimiser's state before its first step, ``<param>/<moment>``, all zeros.
+
+    What an optimiser keeps is not listed here but seen: one step on a stand-in for each parameter
+    shows names, shapes and dtypes.
+
+    Raises:
+        ValueError: it keeps something other than tensors.
+    """
+    held = TensorDict({}, batch_size=[])
+    for name, parameter in params.items():
+        stand_in = torch.zeros_like(parameter, requires_grad=True)
+        stand_in.grad = torch.zeros_like(parameter)
+        trial = optimizer.make([{"params": [stand_in]}])
+        trial.step()
+        for moment, value in trial.state[stand_in].items():
+            if isinstance(value, Tensor):
+                place(held, (name, moment), torch.zeros_like(value))
+            elif value is not None:
+                raise ValueError(
+                    f"optimiser {optimizer.name!r} keeps {moment!r} as {type(value).__name__}; "
+                    "a state holds tensors only"
+                )
+    return held
+
+
+class BoundOptimizer:
+    """A torch optimiser whose parameters and moments are the state's own tensors.
+
+    Args:
+        optimizer: what to make.
+        params: name -> the module's parameter, bound to the state's storage.
+        held: ``optim`` of the state, as from `moments`.
+        decay: (name, parameter) -> whether weight decay applies.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        params: Mapping[str, torch.nn.Parameter],
+        held: TensorDict,
+        decay: Callable[[str, Tensor], bool],
+    ) -> None:
+        self.spec = optimizer
+        decayed = [p for name, p in params.items() if decay(name, p)]
+        others = [p for name, p in params.items() if not decay(name, p)]
+        groups: Groups = [{"params": decayed, "decays": True}, {"params": others, "decays": False}]
+        self.torch = optimizer.make([group for group in groups if group["params"]])
+        self._held: list[tuple[torch.nn.Parameter, str, Tensor]] = []
+        for name, parameter in params.items():
+            entry = find(held, name)
+            if isinstance(entry, TensorDict):
+                for moment, value in entry.items():
+                    self.torch.state[parameter][moment] = value
+                    self._held.append((parameter, moment, value))
+
+    def step(self, progress: float) -> float:
+        """Update the parameters by their gradients; returns the learning rate.
+
+        Args:
+            progress: share of the budget spent when this step is done, in [0, 1].
+        """
+        rate = self.spec.lr(progress)
+        for group in self.torch.param_groups:
+            group["lr"] = rate
+            group["weight_decay"] = self.spec.weight_decay(progress) if group["decays"] else 0.0
+        self.torch.step()
+        for parameter, moment, value in self._held:
+            now = self.torch.state[parameter][moment]
+            if now is not value:  # an optimiser that replaces a moment instead of updating it
+                value.copy_(now)
+                self.torch.state[parameter][moment] = value
+        return rate

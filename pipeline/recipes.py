@@ -1,0 +1,187 @@
+"""Recipes: whole training programs, each a graph of the same stages.
+
+``recipe(...)`` gives a tick; `attent.pipeline.fit` runs it until the budget is spent.
+"""
+
+from __future__ import annotations
+
+from attent.pipeline import rules, schedules
+from attent.pipeline.combinators import sequence, when
+from attent.pipeline.plan import Accounting, Plan, complex_plan, full_plan, simple_plan
+from attent.pipeline.reschedule import reschedule
+from attent.pipeline.rules import Rule
+from attent.pipeline.schedules import Schedule
+from attent.pipeline.score import score
+from attent.pipeline.select import select
+from attent.pipeline.signals import Signal, signal_of
+from attent.pipeline.source import Source
+from attent.pipeline.stage import Stage
+from attent.pipeline.stream import Loading
+from attent.pipeline.task import Task
+
+
+def tick(
+    plan: Plan,
+    *,
+    train: Stage,
+    score: Stage | None = None,
+    select: Stage | None = None,
+    evaluate: Stage | None = None,
+    eval_every: float = 1.0,
+) -> Stage:
+    """Score when due, select when due, train, reschedule, evaluate when due.
+
+    Args:
+        plan: phases and budget.
+        train: a train stage.
+        score: where the plan has scorings.
+        select: where it has selections.
+        evaluate: one evaluation, or a sequence of several.
+        eval_every: examples trained on between evaluations, in multiples of N.
+    """
+    stages = []
+    if score is not None:
+        stages.append(when(("plan", "score_due"), score))
+    if select is not None:
+        stages.append(when(("plan", "select_due"), select))
+    stages.append(train)
+    stages.append(reschedule(plan, eval_every=None if evaluate is None else eval_every))
+    if evaluate is not None:
+        stages.append(when(("plan", "eval_due"), evaluate))
+    return sequence("tick", *stages)
+
+
+def full(
+    source: Source,
+    *,
+    train: Stage,
+    epochs: float,
+    evaluate: Stage | None = None,
+    eval_every: float = 1.0,
+) -> Stage:
+    """Plain training on everything: the baseline, through the same stages."""
+    plan = full_plan(len(source), epochs)
+    return tick(plan, train=train, evaluate=evaluate, eval_every=eval_every)
+
+
+def attent_simple(
+    source: Source,
+    *,
+    train: Stage,
+    epochs: float,
+    ratio: float = 0.7,
+    rule: Rule | None = None,
+    evaluate: Stage | None = None,
+    eval_every: float = 1.0,
+) -> Stage:
+    """AtteNTSimple: one epoch on everything, its losses observed; then the highest of them.
+
+    Args:
+        source: the training examples.
+        train: a train stage with ``observe=True``.
+        epochs: the budget is ``epochs * N`` examples.
+        ratio: share selected after the first epoch.
+        rule: `hard` by default.
+        evaluate: an evaluation stage.
+        eval_every: in multiples of N.
+
+    Raises:
+        ValueError: the train stage does not observe.
+    """
+    _must_observe(train)
+    return tick(
+        simple_plan(len(source), epochs, ratio=ratio),
+        train=train,
+        select=select(rule or rules.hard()),
+        evaluate=evaluate,
+        eval_every=eval_every,
+    )
+
+
+def attent_complex(
+    task: Task,
+    source: Source,
+    *,
+    train: Stage,
+    epochs: int,
+    rule: Rule | None = None,
+    ratio: Schedule | None = None,
+    interval: Schedule | None = None,
+    cycles: int = 10,
+    accounting: Accounting = "examples",
+    signal: str | Signal = "loss",
+    observed: bool = False,
+    score_batch_size: int = 256,
+    chunk: int | None = 32,
+    score_per_tick: int | None = None,
+    loading: Loading | None = None,
+    evaluate: Stage | None = None,
+    eval_every: float = 1.0,
+) -> Stage:
+    """AtteNTComplex: cycles of score, select, an interval on the subset, full epochs.
+
+    Args:
+        task: what is learned.
+        source: the N training examples.
+        train: a train stage.
+        epochs: what they buy, the accounting says; see `complex_plan`.
+        rule: `hard` by default.
+        ratio: schedule over the cycles; cosine 0.2 to 0.8 by default.
+        interval: schedule over the cycles; 5 passes by default.
+        cycles: C.
+        accounting: ``examples`` or ``passes``.
+        signal: what is measured.
+        observed: select by the losses the train stage observed, without any scoring pass.
+        score_batch_size: examples in one forward of scoring.
+        chunk: examples that vmap maps at once.
+        score_per_tick: examples scored in a tick, for scorings that take long.
+        loading: workers and prefetching for scoring.
+        evaluate: an evaluation stage.
+        eval_every: in multiples of N.
+
+    Raises:
+        PlanError: the cycles do not fit the budget.
+        ValueError: ``observed`` without a train stage that observes.
+    """
+    rule = rule or rules.hard()
+    chosen = signal_of(signal)
+    fresh = rule.uses_scores and not observed
+    if observed:
+        _must_observe(train)
+    plan = complex_plan(
+        len(source),
+        epochs,
+        ratio=ratio or schedules.cosine(0.2, 0.8),
+        interval=interval or schedules.fixed_interval(5),
+        cycles=cycles,
+        accounting=accounting,
+        score=fresh,
+        score_cost=3 if chosen.backward else 1,
+        redraw=rule.redraws,
+    )
+    scoring = None
+    if fresh:
+        scoring = score(
+            task,
+            source,
+            chosen,
+            batch_size=score_batch_size,
+            chunk=chunk,
+            examples_per_tick=score_per_tick,
+            loading=loading,
+        )
+    return tick(
+        plan,
+        train=train,
+        score=scoring,
+        select=select(rule, signal="loss" if observed else chosen.name),
+        evaluate=evaluate,
+        eval_every=eval_every,
+    )
+
+
+def _must_observe(train: Stage) -> None:
+    if ("scores", "loss") not in train.write_keys:
+        raise ValueError(
+            f"stage {train.name!r} does not observe losses: make it with train(..., observe=True)"
+        )

@@ -1,0 +1,97 @@
+"""The reschedule stage: what is due next, from the clock and the plan."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+
+from attent.pipeline.keys import branch, number, place
+from attent.pipeline.plan import Phase, Plan
+from attent.pipeline.stage import Stage
+
+
+def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "reschedule") -> Stage:
+    """Move the clock on at the end of a pass and say what is due.
+
+    Args:
+        plan: phases and budget; see `complex_plan`, `simple_plan`, `full_plan`.
+        eval_every: examples trained on between evaluations, in multiples of N; one is always due
+            at the end. None: no evaluation is ever due.
+        name: of the stage.
+
+    Its ``init`` puts the plan's budget and first phase into the state.
+
+    Raises:
+        ValueError: ``eval_every`` that is not above 0.
+    """
+    if eval_every is not None and not eval_every > 0:
+        raise ValueError(f"eval_every must be above 0, got {eval_every}")
+    gap = 0 if eval_every is None else max(1, round(eval_every * plan.num_examples))
+
+    def apply(state: TensorDict) -> TensorDict:
+        clock, due = branch(state, "clock"), branch(state, "plan")
+        seen, offset = number(clock, "seen"), number(clock, "offset")
+        over = seen >= number(due, "budget")
+        if offset and offset >= number(due, "size"):
+            # A pass that the budget cuts short keeps its offset: it was not made whole.
+            _end_pass(clock, due, plan, over)
+        pause = number(due, "pause")
+        if gap and offset and (over or seen >= pause):
+            _set(due, "eval_due", True)
+            _set(due, "pause", (seen // gap + 1) * gap)
+        return state
+
+    def init(state: TensorDict) -> TensorDict:
+        due = branch(state, "plan")
+        if number(due, "budget") == 0:
+            _set(due, "budget", plan.budget)
+            _set(due, "pause", gap)
+            _enter(branch(state, "clock"), due, plan.phases[0], 0)
+        return state
+
+    own = {("clock", entry) for entry in ("cycle", "phase", "epoch", "passes", "offset")} | {
+        ("plan", entry)
+        for entry in ("ratio", "interval", "pause", "score_due", "select_due", "eval_due")
+    }
+    return Stage(
+        name=name,
+        reads=own | {("clock", "seen"), ("plan", "size"), ("plan", "budget")},
+        writes=own,
+        apply=apply,
+        init=init,
+        provides=own | {("plan", "budget")},
+        note=f"{plan.name}: {len(plan.phases)} phases, {plan.budget:,} examples",
+    )
+
+
+def _end_pass(clock: TensorDict, due: TensorDict, plan: Plan, over: bool) -> None:
+    """Count the pass; go on to the next phase if this one has made all of its own."""
+    index, epoch = number(clock, "phase"), number(clock, "epoch") + 1
+    _set(clock, "epoch", epoch)
+    _set(clock, "passes", number(clock, "passes") + 1)
+    _set(clock, "offset", 0)
+    if over:
+        return
+    phase = plan.phases[index]
+    if phase.passes and epoch >= phase.passes and index + 1 < len(plan.phases):
+        _enter(clock, due, plan.phases[index + 1], index + 1)
+    elif phase.redraw:
+        _set(due, "select_due", True)
+
+
+def _enter(clock: TensorDict, due: TensorDict, phase: Phase, index: int) -> None:
+    """Begin a phase: its ratio is in force from the next selection on, which is now due."""
+    _set(clock, "phase", index)
+    _set(clock, "cycle", phase.cycle)
+    _set(clock, "epoch", 0)
+    place(due, "ratio", torch.tensor(phase.ratio, dtype=torch.float64))
+    _set(due, "interval", phase.passes)
+    # Scoring, when it is done, makes a selection due.
+    everything_first = index == 0 and phase.ratio == 1
+    _set(due, "score_due", phase.score)
+    _set(due, "select_due", not phase.score and not everything_first)
+
+
+def _set(entries: TensorDict, name: str, value: int | bool) -> None:
+    dtype = torch.bool if isinstance(value, bool) else torch.int64
+    place(entries, name, torch.tensor(value, dtype=dtype))

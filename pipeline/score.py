@@ -1,0 +1,168 @@
+"""The score stage: measure every example with the present weights."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.func import functional_call
+
+from attent.pipeline.keys import branch, leaves, number, place, tensor
+from attent.pipeline.signals import Signal, Tensors, signal_of
+from attent.pipeline.source import ExampleError, Source, describe_example
+from attent.pipeline.stage import Stage
+from attent.pipeline.stream import Loading, Stream
+from attent.pipeline.task import Task, ensure_scores, view_keys
+
+
+def score(
+    task: Task,
+    source: Source,
+    signal: str | Signal = "loss",
+    *,
+    batch_size: int = 256,
+    chunk: int | None = 32,
+    examples_per_tick: int | None = None,
+    loading: Loading | None = None,
+    name: str = "score",
+) -> Stage:
+    """Score every example in eval mode on its fixed view.
+
+    A score is a property of (parameters, example): no augmentation, no dropout, masks seeded by
+    the example's index, so that it does not depend on who else sat in the batch or on when it was
+    asked for.
+
+    Args:
+        task: what is learned.
+        source: the N training examples.
+        signal: ``loss``, ``grad_norm``, ``output_grad_norm``, or your own `Signal`.
+        batch_size: examples in one forward.
+        chunk: examples that vmap maps at once (None: the whole batch).
+        examples_per_tick: stop after so many and go on in the next tick, so that a long scoring
+            can be interrupted; rounded up to whole batches.
+        loading: workers and prefetching.
+        name: of the stage.
+
+    Writes ``scores/<signal>``, ``scores/step``; the cursor; when the last example is scored it
+    clears ``plan/score_due`` and sets ``plan/select_due``.
+
+    Raises:
+        ExampleError: a score is NaN or infinite; the message names the example.
+        ValueError: a signal of that name does not exist, or a size is below 1.
+    """
+    chosen = signal_of(signal)
+    if batch_size < 1 or (examples_per_tick is not None and examples_per_tick < 1):
+        raise ValueError(
+            f"batch_size and examples_per_tick are at least 1, got {batch_size} and "
+            f"{examples_per_tick}"
+        )
+    num_examples = len(source)
+
+    def apply(state: TensorDict) -> TensorDict:
+        cursor = number(state, "clock", "cursor")
+        end = num_examples if examples_per_tick is None else cursor + examples_per_tick
+        values, stamps = tensor(state, "scores", chosen.name), tensor(state, "scores", "step")
+        model = Frozen(task, state)
+        stream = Stream(
+            source, torch.arange(num_examples), batch_size, offset=cursor, loading=loading
+        )
+        start = cursor
+        for batch in stream:
+            measured = model.measure(chosen, batch, chunk).to(values.device)
+            check_finite(measured, batch["index"], source, chosen.name)
+            values[batch["index"]] = measured
+            stamps[batch["index"]] = number(state, "clock", "step")
+            cursor += len(measured)
+            if cursor >= end:
+                break
+        done = cursor >= num_examples
+        place(state, ("clock", "cursor"), torch.tensor(0 if done else cursor))
+        if done:
+            place(state, ("plan", "score_due"), torch.tensor(False))
+            place(state, ("plan", "select_due"), torch.tensor(True))
+        spent = cursor - start
+        tensor(state, "ledger", "forwarded").add_(spent)
+        tensor(state, "ledger", "backwarded").add_(spent if chosen.backward else 0)
+        return state
+
+    def init(state: TensorDict) -> TensorDict:
+        ensure_scores(state, chosen.name, num_examples)
+        return state
+
+    entries = {
+        ("scores", chosen.name),
+        ("scores", "step"),
+        ("clock", "cursor"),
+        ("plan", "score_due"),
+        ("plan", "select_due"),
+        ("ledger", "forwarded"),
+        ("ledger", "backwarded"),
+    }
+    return Stage(
+        name=name,
+        reads={"params", "buffers", "seed", ("clock", "step")} | entries,
+        writes=entries,
+        apply=apply,
+        init=init,
+        provides={("scores", chosen.name)},
+        note=f"{chosen.name} of {num_examples:,} examples",
+    )
+
+
+class Frozen:
+    """A task's model in eval mode with the state's weights, as scoring and evaluation use it.
+
+    Args:
+        task: what is learned.
+        state: holds ``params``, ``buffers`` and ``seed``.
+    """
+
+    def __init__(self, task: Task, state: TensorDict) -> None:
+        self.task = task
+        self.seed = number(state, "seed")
+        self.params = flat(branch(state, "params"))
+        self.buffers = flat(branch(state, "buffers"))
+        self.device = next(iter(self.params.values())).device
+        task.model.eval()
+
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        """The batch on the model's device, in its fixed view."""
+        keys = view_keys(self.seed, batch["index"]).to(self.device)
+        return self.task.view(batch.to(self.device), keys, training=False)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """The model itself, as a pure function of the state's weights."""
+        return functional_call(self.task.model, (self.params, self.buffers), args, kwargs)
+
+    def measure(self, signal: Signal, batch: TensorDict, chunk: int | None) -> Tensor:
+        """A signal of each example of a batch, ``[B]``."""
+        ready = self.prepare(batch)
+        return signal.measure(self.task, self.params, self.buffers, ready, chunk)
+
+
+def flat(entries: TensorDict) -> Tensors:
+    """The tensors of a container by name."""
+    return {"/".join(path): value for path, value in leaves(entries)}
+
+
+def check_finite(values: Tensor, index: Tensor, source: Source, what: str) -> None:
+    """Refuse NaN and infinite values, naming the first example.
+
+    Args:
+        values: ``[B]``.
+        index: ``[B]``, the examples' indices.
+        source: asked where the example is kept.
+        what: the name of what was measured.
+
+    Raises:
+        ExampleError: some value is not finite.
+    """
+    bad = ~torch.isfinite(values)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        count = int(bad.sum())
+        more = f" ({count} such examples in this batch)" if count > 1 else ""
+        raise ExampleError(
+            f"{what} of {describe_example(source, int(index[first]))} is "
+            f"{float(values[first])}{more}; look at that example, or lower the learning rate"
+        )

@@ -1,0 +1,135 @@
+"""Map-style sources: where examples come from when they are asked for by index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.utils.data import default_collate
+
+
+class Source(Protocol):
+    """A finite, indexed set of examples that are fetched a batch at a time.
+
+    A source may also have ``locate(index) -> str``, which says where an example is kept (a path,
+    a row) and is quoted when that example cannot be read.
+    """
+
+    def __len__(self) -> int:
+        """The number of examples, N."""
+        ...
+
+    def fetch(self, index: Tensor) -> TensorDict:
+        """The examples at ``index`` (``[B]`` int64, in that order) as a TensorDict of ``[B]``.
+
+        Called from several threads at once when a stream has workers.
+        """
+        ...
+
+
+class ExampleError(ValueError):
+    """An example that cannot be used; the message names its index and where it is kept."""
+
+
+class TensorSource:
+    """Examples held in memory as one tensor per field.
+
+    Args:
+        fields: name -> tensor of ``[N, ...]``.
+
+    Raises:
+        ValueError: no field, or fields of different lengths.
+    """
+
+    def __init__(self, fields: Mapping[str, Tensor]) -> None:
+        lengths = {name: len(value) for name, value in fields.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"fields must share one length; got {lengths or 'no fields'}")
+        self.fields = dict(fields)
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def fetch(self, index: Tensor) -> TensorDict:
+        """The examples at ``index``."""
+        picked = {name: value.index_select(0, index) for name, value in self.fields.items()}
+        return TensorDict(picked, batch_size=[len(index)])
+
+
+class DatasetSource:
+    """Any map-style data set whose items are dictionaries or tuples of tensors and numbers.
+
+    Args:
+        dataset: has ``__len__`` and ``__getitem__``.
+        names: what to call the parts of an item that is a tuple, in order.
+    """
+
+    def __init__(self, dataset: Any, names: Sequence[str] = ("image", "label")) -> None:
+        self.dataset = dataset
+        self.names = tuple(names)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, index: Tensor) -> TensorDict:
+        """The items at ``index``, collated.
+
+        Raises:
+            ValueError: an item is not a dictionary or a tuple of as many parts as there are names.
+        """
+        items = [self._named(self.dataset[i]) for i in index.tolist()]
+        return TensorDict(default_collate(items), batch_size=[len(items)])
+
+    def _named(self, item: Any) -> dict[str, Any]:
+        if isinstance(item, Mapping):
+            return dict(item)
+        if isinstance(item, tuple | list) and len(item) == len(self.names):
+            return dict(zip(self.names, item, strict=True))
+        raise ValueError(
+            f"an item is a dictionary or a tuple of {len(self.names)} parts {self.names}, not "
+            f"{type(item).__name__}" + (f" of {len(item)}" if hasattr(item, "__len__") else "")
+        )
+
+
+def fetch_batch(source: Source, index: Tensor) -> TensorDict:
+    """The examples at ``index`` with their indices in the batch, as the ``index`` entry.
+
+    Raises:
+        ExampleError: one of them cannot be fetched; it is found and named.
+    """
+    try:
+        batch = source.fetch(index)
+    except Exception as error:
+        raise _culprit(source, index, error) from error
+    if tuple(batch.batch_size) != (len(index),):
+        raise ValueError(
+            f"{type(source).__name__}.fetch returned a batch of size {list(batch.batch_size)} for "
+            f"{len(index)} indices"
+        )
+    return batch.set("index", index)
+
+
+def describe_example(source: Source, index: int) -> str:
+    """``example 17``, and where it is kept if the source can say."""
+    locate = getattr(source, "locate", None)
+    return f"example {index}" + (f" ({locate(index)})" if locate is not None else "")
+
+
+def _culprit(source: Source, index: Tensor, error: Exception) -> ExampleError:
+    """Fetch one by one to find which example the batch failed on."""
+    for i in index.tolist():
+        try:
+            source.fetch(torch.tensor([i]))
+        except Exception as single:
+            return ExampleError(
+                f"{describe_example(source, i)} cannot be fetched: "
+                f"{type(single).__name__}: {single}"
+            )
+    return ExampleError(
+        f"a batch of {len(index)} examples ({index[:8].tolist()}...) cannot be fetched together, "
+        f"though each can alone: {type(error).__name__}: {error}"
+    )

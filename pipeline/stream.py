@@ -1,0 +1,145 @@
+"""Streams of batches: selected indices in a keyed order -> fetch -> prefetch, by torchdata.nodes.
+
+A batch is fetched whole, not example by example: a `ParallelMapper` moves about 30 microseconds an
+item through its threads. The mask is frozen while a stream is open, since it reads ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchdata.nodes import BaseNode, Mapper, ParallelMapper, PinMemory, Prefetcher
+
+from attent.pipeline.keyed import generator
+from attent.pipeline.source import ExampleError, Source, fetch_batch
+
+# The nodes' own snapshots are not used: a stream resumes by (seed, pass, offset).
+_NO_SNAPSHOTS = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How batches are fetched.
+
+    Attributes:
+        workers: threads that fetch batches; 0 fetches in the training thread.
+        prefetch: batches held ready when there are no workers; 0 for none.
+        pin_memory: copy batches into page-locked memory, for a GPU.
+    """
+
+    workers: int = 0
+    prefetch: int = 0
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 0:
+            raise ValueError(
+                f"workers and prefetch are at least 0, got {self.workers} and {self.prefetch}"
+            )
+
+
+class IndexBatches(BaseNode[Tensor]):
+    """A list of indices, cut into batches; the last may be smaller.
+
+    Args:
+        index: ``[k]`` int64.
+        batch_size: of all batches but the last.
+        offset: indices to pass over: where a resumed pass goes on.
+    """
+
+    def __init__(self, index: Tensor, batch_size: int, offset: int = 0) -> None:
+        super().__init__()
+        self.index = index
+        self.batch_size = batch_size
+        self.start = offset
+        self._at = offset
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        """Go to the beginning, or to a state from `get_state`."""
+        super().reset(initial_state)
+        self._at = self.start if initial_state is None else initial_state["at"]
+
+    def next(self) -> Tensor:
+        """The next batch of indices."""
+        if self._at >= len(self.index):
+            raise StopIteration
+        batch = self.index[self._at : self._at + self.batch_size]
+        self._at += len(batch)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where it is."""
+        return {"at": self._at}
+
+
+def keyed_order(mask: Tensor, key: int) -> Tensor:
+    """The selected indices in an order that is a function of the key.
+
+    Args:
+        mask: ``[N]`` bool.
+        key: from `attent.pipeline.keyed.fold`.
+
+    Returns:
+        ``[k]`` int64, k = the number of True.
+    """
+    selected = mask.nonzero().squeeze(1)
+    return selected[torch.randperm(len(selected), generator=generator(key))]
+
+
+class Stream:
+    """An open stream of batches.
+
+    Args:
+        source: where examples come from.
+        index: ``[k]`` int64, which and in what order.
+        batch_size: of all batches but the last.
+        offset: indices to pass over.
+        loading: workers, prefetching.
+
+    Iterating raises `ExampleError` for an example that cannot be fetched.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: Tensor,
+        batch_size: int,
+        *,
+        offset: int = 0,
+        loading: Loading | None = None,
+    ) -> None:
+        loading = loading or Loading()
+
+        def fetch(batch: Tensor) -> TensorDict | Exception:
+            # Handed on and raised by the reader: raised here, torchdata would wrap it in a new one.
+            try:
+                return fetch_batch(source, batch)
+            except (ExampleError, ValueError) as error:
+                return error
+
+        indices = IndexBatches(index, batch_size, offset)
+        node: BaseNode[Any]
+        if loading.workers:
+            node = ParallelMapper(
+                indices, fetch, loading.workers, method="thread", snapshot_frequency=_NO_SNAPSHOTS
+            )
+        else:
+            node = Mapper(indices, fetch)
+        if loading.pin_memory:
+            node = PinMemory(node, snapshot_frequency=_NO_SNAPSHOTS)
+        if loading.prefetch and not loading.workers:
+            node = Prefetcher(node, loading.prefetch, snapshot_frequency=_NO_SNAPSHOTS)
+        self._node = node
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> TensorDict:
+        batch = next(self._node)
+        if isinstance(batch, Exception):
+            raise batch
+        return batch

@@ -1,0 +1,304 @@
+"""The train stage: optimiser steps on the examples in force.
+
+The step runs the real module, its parameters bound to the state's storage, and a real torch
+optimiser: hooks, compilation and wrappers see what they would see in any training loop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from attent.pipeline.keyed import fold, global_generators, seed_global
+from attent.pipeline.keys import branch, ensure, find, has, number, place, tensor
+from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
+from attent.pipeline.score import check_finite
+from attent.pipeline.source import Source
+from attent.pipeline.stage import Stage
+from attent.pipeline.stream import Loading, Stream, keyed_order
+from attent.pipeline.task import Task, bind, ensure_scores, trainable, view_keys
+
+AVERAGE = 0.98
+"""Decay of the running training loss, per optimiser step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How one optimiser step is made.
+
+    Attributes:
+        batch_size: examples in a step; the last of a pass may have fewer.
+        accumulate: parts the batch is cut into, one forward and backward each; the step is that of
+            the whole batch, in the memory of a part.
+        clip: largest Euclidean norm of the gradient; None for no clipping.
+        bfloat16: forward under bfloat16 autocast; weights and losses stay float32.
+        compile: run the model through ``torch.compile``.
+    """
+
+    batch_size: int = 32
+    accumulate: int = 1
+    clip: float | None = None
+    bfloat16: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(
+                f"batch_size and accumulate are at least 1, got {self.batch_size} and "
+                f"{self.accumulate}"
+            )
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"a batch of {self.batch_size} cannot be cut into {self.accumulate} parts"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}")
+
+
+def train(
+    task: Task,
+    source: Source,
+    *,
+    optimizer: Optimizer,
+    step: Step | None = None,
+    steps: int = 50,
+    observe: bool = False,
+    loading: Loading | None = None,
+    name: str = "train",
+) -> Stage:
+    """Train on the examples in force for up to ``steps`` optimiser steps.
+
+    Stops early at the end of the pass, at the next evaluation (``plan/pause``) and at the budget,
+    so that where ticks begin and end changes nothing: weights, moments and clock are committed at
+    every step. Does nothing while a score or a selection is due.
+
+    The step minimises ``sum(weight * loss) / sum(weight)`` over the batch.
+
+    Args:
+        task: what is learned.
+        source: the N training examples.
+        optimizer: see `adamw`, `sgd`.
+        step: batch size, accumulation, clipping, precision, compilation.
+        steps: optimiser steps in a tick, at most.
+        observe: record each example's loss from the training forward as its ``scores/loss``: free,
+            but taken under augmentation and at weights that move; ``scores/step`` says when.
+        loading: workers and prefetching.
+        name: of the stage.
+
+    Raises:
+        ExampleError: an example cannot be read, or its loss is not finite; it is named, and the
+            state is as after the last good step.
+        ValueError: no budget in the plan; a batch larger than the data set.
+    """
+    step = step or Step()
+    num_examples = len(source)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if step.batch_size > num_examples:
+        raise ValueError(
+            f"batch_size {step.batch_size} is above the {num_examples} training examples"
+        )
+    streams = _OpenStream(source, step.batch_size, loading)
+    compute = _Compute(task, step)
+
+    def apply(state: TensorDict) -> TensorDict:
+        if bool(tensor(state, "plan", "score_due")) or bool(tensor(state, "plan", "select_due")):
+            return state
+        room = _Room.of(state)
+        if room.examples <= 0:
+            return state
+        bind(task.model, state)
+        task.model.train()
+        params = {k: p for k, p in task.model.named_parameters() if p.requires_grad}
+        bound = BoundOptimizer(optimizer, params, branch(state, "optim"), decays)
+        device = next(iter(params.values())).device
+        stream = streams.at(state, room)
+        with global_generators(device):
+            for _ in range(steps):
+                batch = next(stream)
+                losses = compute.gradients(state, batch, device, source)
+                if step.clip is not None:
+                    nn.utils.clip_grad_norm_(list(params.values()), step.clip)
+                room = room.after(len(losses))
+                bound.step(room.seen / room.budget)
+                bound.torch.zero_grad(set_to_none=True)
+                _commit(state, batch["index"], losses, observe)
+                if room.examples <= 0:
+                    break
+        streams.left_at(room)
+        return state
+
+    def init(state: TensorDict) -> TensorDict:
+        if not has(state, "optim"):
+            place(state, "optim", moments(optimizer, trainable(task.model)))
+        ensure(state, ("metrics", "train_loss"), torch.tensor(math.nan, dtype=torch.float64))
+        if observe:
+            ensure_scores(state, "loss", num_examples)
+        return state
+
+    writes = {"params", "buffers", "optim", ("metrics", "train_loss")} | {
+        ("clock", "offset"), ("clock", "step"), ("clock", "seen"),
+        ("ledger", "forwarded"), ("ledger", "backwarded"),
+    }  # fmt: skip
+    if observe:
+        writes |= {("scores", "loss"), ("scores", "step")}
+    reads = writes | {"seed", "mask", "weight", ("clock", "passes")} | {
+        ("plan", entry) for entry in ("budget", "size", "pause", "score_due", "select_due")
+    }  # fmt: skip
+    return Stage(
+        name=name,
+        reads=reads,
+        writes=writes,
+        apply=apply,
+        init=init,
+        provides={"optim", ("metrics", "train_loss")} | ({("scores", "loss")} if observe else set()),
+        note=f"{optimizer.name}, batches of {step.batch_size}, up to {steps} steps a tick",
+    )
+
+
+@dataclass(frozen=True)
+class _Room:
+    """How far training may go before it must stop: the clock against the plan, in examples."""
+
+    seen: int
+    offset: int
+    budget: int
+    pass_size: int
+    stop: int
+
+    @staticmethod
+    def of(state: TensorDict) -> _Room:
+        seen, offset = number(state, "clock", "seen"), number(state, "clock", "offset")
+        budget, pause = number(state, "plan", "budget"), number(state, "plan", "pause")
+        if budget < 1:
+            raise ValueError(
+                "the plan has no budget: put a reschedule stage into the graph (its init sets it), "
+                "or set plan/budget in the state"
+            )
+        # A pass that the budget cuts short ends there.
+        pass_size = min(number(state, "plan", "size"), offset + budget - seen)
+        stop = seen - offset + pass_size
+        if pause > 0:
+            stop = min(stop, pause)
+        return _Room(seen, offset, budget, pass_size, stop)
+
+    @property
+    def examples(self) -> int:
+        """Examples until training must stop; a step may overshoot a pause, never a pass."""
+        return self.stop - self.seen
+
+    def after(self, trained: int) -> _Room:
+        return _Room(
+            self.seen + trained, self.offset + trained, self.budget, self.pass_size, self.stop
+        )
+
+
+class _Compute:
+    """Forward and backward of one batch: fills the parameters' gradients."""
+
+    def __init__(self, task: Task, step: Step) -> None:
+        self.task = task
+        self.step = step
+        self.model = torch.compile(task.model) if step.compile else task.model
+
+    def gradients(
+        self, state: TensorDict, batch: TensorDict, device: torch.device, source: Source
+    ) -> Tensor:
+        """The losses of the batch, ``[B]``; raises before anything is updated if one is not finite."""
+        seed, clock_step = number(state, "seed"), number(state, "clock", "step")
+        seed_global(fold(seed, "dropout", clock_step), device)
+        index = batch["index"]
+        keys = view_keys(seed, index, purpose="train", passes=number(state, "clock", "passes"))
+        weight = tensor(state, "weight")[index].to(device)
+        total = weight.sum()
+        if device.type != "cpu":
+            batch = batch.to(device, non_blocking=True)
+            keys = keys.to(device)
+        batch = self.task.view(batch, keys, training=True)
+        if self.step.accumulate == 1:
+            parts, weights = [batch], [weight]
+        else:
+            size = math.ceil(len(index) / self.step.accumulate)
+            parts, weights = batch.split(size), weight.split(size)
+        losses = []
+        try:
+            for part, part_weight in zip(parts, weights, strict=True):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.step.bfloat16):
+                    output = self.task.forward(self.model, part)
+                loss = self.task.losses(output, part)
+                check_finite(loss.detach(), part["index"], source, "training loss")
+                ((part_weight * loss).sum() / total).backward()
+                losses.append(loss.detach())
+        except Exception:
+            self.task.model.zero_grad(set_to_none=True)
+            raise
+        return losses[0] if len(losses) == 1 else torch.cat(losses)
+
+
+def _commit(state: TensorDict, index: Tensor, losses: Tensor, observe: bool) -> None:
+    """Write a finished step into the donated state."""
+    trained = len(index)
+    clock_step = tensor(state, "clock", "step").add_(1)
+    for entry in (("clock", "seen"), ("clock", "offset")):
+        tensor(state, *entry).add_(trained)
+    for entry in (("ledger", "forwarded"), ("ledger", "backwarded")):
+        tensor(state, *entry).add_(trained)
+    running, mean = tensor(state, "metrics", "train_loss"), losses.mean().double().cpu()
+    if torch.isnan(running):
+        running.copy_(mean)
+    else:
+        running.mul_(AVERAGE).add_(mean, alpha=1 - AVERAGE)
+    if observe:
+        scores, stamps = find(state, ("scores", "loss")), find(state, ("scores", "step"))
+        assert isinstance(scores, Tensor)
+        assert isinstance(stamps, Tensor)
+        scores[index] = losses.to(scores.device, scores.dtype)
+        stamps[index] = clock_step.to(stamps.dtype)
+
+
+class _OpenStream:
+    """The stream of the present pass, kept open between ticks.
+
+    A cache, never meaning: it is used only if it stands exactly where the state says the next
+    batch is, of exactly the same selection.
+    """
+
+    def __init__(self, source: Source, batch_size: int, loading: Loading | None) -> None:
+        self.source = source
+        self.batch_size = batch_size
+        self.loading = loading
+        self._stream: Stream | None = None
+        self._mask: Tensor | None = None
+        self._at: tuple = ()
+
+    def at(self, state: TensorDict, room: _Room) -> Stream:
+        mask = tensor(state, "mask")
+        seed, passes = number(state, "seed"), number(state, "clock", "passes")
+        # Holding the mask keeps its address from being used again; its version counts its writes.
+        self._pass = (seed, passes, room.pass_size, mask.data_ptr(), mask._version)
+        if self._stream is None or self._at != (*self._pass, room.offset):
+            order = keyed_order(mask.cpu(), fold(seed, "order", passes))
+            if len(order) < room.pass_size:
+                raise ValueError(
+                    f"the mask selects {len(order)} examples, but plan/size asks for "
+                    f"{room.pass_size}"
+                )
+            self._stream = Stream(
+                self.source,
+                order[: room.pass_size],
+                self.batch_size,
+                offset=room.offset,
+                loading=self.loading,
+            )
+        self._mask = mask
+        self._at = ()  # not reusable until the tick ends well
+        return self._stream
+
+    def left_at(self, room: _Room) -> None:
+        self._at = (*self._pass, room.offset)
+        if room.offset >= room.pass_size:
+            self._stream = None
