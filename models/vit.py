@@ -20,6 +20,8 @@ _SMALL: dict[str, dict[str, Any]] = {
         "depth": 4,
         "num_heads": 4,
         "mlp_ratio": 2.0,
+        "global_pool": "avg",
+        "class_token": False,
     }
 }
 

@@ -18,7 +18,7 @@ from attent.pipeline.observers import Checkpoints, JsonLog, Observer, Selections
 from attent.pipeline.optimizer import Optimizer, adamw, sgd
 from attent.pipeline.plan import Phase, Plan, PlanError, complex_plan, full_plan, simple_plan
 from attent.pipeline.recipes import attent_complex, attent_simple, full, tick
-from attent.pipeline.reschedule import reschedule
+from attent.pipeline.reschedule import plan_of, reschedule
 from attent.pipeline.rules import Rule, hard, random, soft
 from attent.pipeline.schedules import (
     constant,
@@ -88,6 +88,7 @@ __all__ = [
     "initial_state",
     "initialize",
     "load_state",
+    "plan_of",
     "random",
     "repeat",
     "reschedule",

@@ -103,7 +103,9 @@ def load_state(path: str | Path) -> tuple[TensorDict, dict[str, Any]]:
     return state, json.loads(metadata["about"])
 
 
-def restore(fresh: TensorDict, saved: TensorDict, origin: str | Path = "the checkpoint") -> TensorDict:
+def restore(
+    fresh: TensorDict, saved: TensorDict, origin: str | Path = "the checkpoint"
+) -> TensorDict:
     """A freshly initialised state with a saved one's values, on the fresh one's devices.
 
     Args:
@@ -179,7 +181,9 @@ class CheckpointFolder:
         """The steps there are checkpoints of, in order."""
         if not self.path.is_dir():
             return []
-        names = (re.fullmatch(r"checkpoint-(\d+)\.safetensors", p.name) for p in self.path.iterdir())
+        names = (
+            re.fullmatch(r"checkpoint-(\d+)\.safetensors", p.name) for p in self.path.iterdir()
+        )
         return sorted(int(match[1]) for match in names if match)
 
     def load_last(self, *, allow_previous: bool = False) -> tuple[TensorDict, dict[str, Any], Path]:
@@ -236,5 +240,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         if value.numel():
-            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from attent.pipeline.keys import Key, key_name
 from attent.pipeline.stage import Stage
 from attent.pipeline.validate import walk
@@ -53,7 +55,7 @@ def to_mermaid(graph: Stage) -> str:
         lines.append(f"{indent}end")
 
     draw(graph, "  ", None)
-    for (before, _), (after, condition) in zip(order, order[1:], strict=False):
+    for (before, _), (after, condition) in itertools.pairwise(order):
         label = f"|{_escape('if ' + condition)}|" if condition else ""
         lines.append(f"  {before} -->{label} {after}")
     return "\n".join(lines)

@@ -74,7 +74,9 @@ def _finished(state: TensorDict) -> bool:
 
 def _position(state: TensorDict) -> list[float]:
     """Everything that some part of a tick moves."""
-    return [value.item() for group in ("clock", "plan") for _, value in leaves(branch(state, group))]
+    return [
+        value.item() for group in ("clock", "plan") for _, value in leaves(branch(state, group))
+    ]
 
 
 def _stalled(tick: Stage, state: TensorDict) -> str:

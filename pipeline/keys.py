@@ -28,8 +28,10 @@ def key_of(key: KeyLike) -> Key:
 
 def key_set(keys: Iterable[KeyLike] | KeyLike) -> frozenset[Key]:
     """A set of paths. One key alone is taken for a set of one; a tuple of strings is one path."""
-    if isinstance(keys, str) or (isinstance(keys, tuple) and all(isinstance(k, str) for k in keys)):
-        return frozenset([key_of(keys)]) if keys else frozenset()
+    if isinstance(keys, str):
+        return frozenset([key_of(keys)])
+    if isinstance(keys, tuple) and keys and all(isinstance(part, str) for part in keys):
+        return frozenset([tuple(str(part) for part in keys)])
     return frozenset(key_of(key) for key in keys)
 
 
@@ -59,8 +61,10 @@ def leaves(state: TensorDict, prefix: Key = ()) -> Iterator[tuple[Key, Tensor]]:
         path = (*prefix, name)
         if isinstance(value, TensorDict):
             yield from leaves(value, path)
-        else:
+        elif isinstance(value, Tensor):
             yield path, value
+        else:
+            raise TypeError(f"{key_name(path)!r} is a {type(value).__name__}, not a tensor")
 
 
 def paths(state: TensorDict) -> list[Key]:

@@ -96,7 +96,6 @@ def _same(stage: Stage, a: TensorDict, b: TensorDict, message: str) -> None:
     _law(stage, not wrong, f"{message} {', '.join(key_name(p) for p in wrong[:5])}")
 
 
-
 def _scramble(value: Tensor, path: Key) -> Tensor:
     """Other contents of the same shape and dtype; NaN where there can be one."""
     if value.dtype.is_floating_point:

@@ -21,8 +21,8 @@ from attent.pipeline.keyed import fold, generator
 from attent.pipeline.keys import branch, find, has, leaves, number, tensor
 
 Reason = Literal["finished", "interrupted", "failed", "crashed"]
-"""Why a run stops: its budget is spent; it was asked to; bad input was found, and the state is good;
-something else went wrong, and the state may not be."""
+"""Why a run stops: its budget is spent; it was asked to; bad input was found, and the state is good
+(failed); something else went wrong, and the state may not be (crashed)."""
 
 
 class Observer:
@@ -171,7 +171,7 @@ class Checkpoints(Observer):
 
     def tick(self, state: TensorDict) -> None:
         """Save if due, or if the metric was just measured and is the best."""
-        if number(state, "clock", "seen") >= self._due or self._is_best(state):
+        if number(state, "clock", "seen") >= self._due or self._new_best(state) is not None:
             self._due = self._next(state)
             self._save(state)
 
@@ -183,25 +183,24 @@ class Checkpoints(Observer):
     def _next(self, state: TensorDict) -> int:
         return (number(state, "clock", "seen") // self.every + 1) * self.every
 
-    def _is_best(self, state: TensorDict) -> bool:
+    def _new_best(self, state: TensorDict) -> float | None:
+        """The metric, if it was measured since the last best and is better."""
         if self.best is None or not has(state, ("metrics", self.best)):
-            return False
+            return None
         measured = number(state, "metrics", self.best.split("_")[0] + "_step")
-        if measured <= self._measured:
-            return False
         value = float(tensor(state, "metrics", self.best))
-        if not math.isfinite(value):
-            return False
+        if measured <= self._measured or not math.isfinite(value):
+            return None
         better = value > self._best_value if self.larger_is_better else value < self._best_value
-        return math.isnan(self._best_value) or better
+        return value if better or math.isnan(self._best_value) else None
 
     def _save(self, state: TensorDict) -> None:
         step = number(state, "clock", "step")
         about = {**self.about, **({self.best: _value(state, self.best)} if self.best else {})}
         path = self.folder.save(state, step, about)
-        if self._is_best(state):
-            self._best_value = about[self.best]
-            self._measured = step
+        best = self._new_best(state)
+        if best is not None:
+            self._best_value, self._measured = best, step
             self.folder.mark_best(path)
 
 
@@ -275,5 +274,7 @@ class Selections(Observer):
                 scores=np.empty(0, np.float32) if scores is None else scores.cpu().numpy(),
                 num_examples=len(mask),
                 num_selected=int(mask.sum()),
-                **{name: np.asarray(value) for name, value in self._clock.items()},
+                cycle=self._clock["cycle"],
+                passes=self._clock["passes"],
+                seen=self._clock["seen"],
             )

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.keys import find, place
+from attent.pipeline.keys import find, leaves, place
 from attent.pipeline.schedules import Schedule
 
 Groups = list[dict[str, Any]]
@@ -77,7 +77,9 @@ def sgd(
             gradient, which moments allocated beforehand as zeros would not.
     """
     if dampening:
-        raise ValueError(f"dampening must be 0, got {dampening}: zero-started momentum would differ")
+        raise ValueError(
+            f"dampening must be 0, got {dampening}: zero-started momentum would differ"
+        )
     return Optimizer(
         name="sgd",
         make=lambda groups: torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov),
@@ -151,7 +153,7 @@ class BoundOptimizer:
         for name, parameter in params.items():
             entry = find(held, name)
             if isinstance(entry, TensorDict):
-                for moment, value in entry.items():
+                for (moment,), value in leaves(entry):
                     self.torch.state[parameter][moment] = value
                     self._held.append((parameter, moment, value))
 

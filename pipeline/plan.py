@@ -105,7 +105,8 @@ class Plan:
                 found.append(
                     f"cycle {phase.cycle} cannot pay: scoring {self.num_examples:,} examples costs "
                     f"{paid:,} forwards, and {passes:g} passes over {phase.size:,} of them instead "
-                    f"of all save 3 x {self.num_examples - phase.size:,} x {passes:g} = {saved:,.0f}"
+                    f"of all save {TRAIN_COST} x {self.num_examples - phase.size:,} x {passes:g} = "
+                    f"{saved:,.0f}"
                 )
         return found
 
@@ -288,4 +289,3 @@ def _epochs_to_examples(num_examples: int, epochs: float) -> int:
     if not math.isfinite(epochs) or budget < 1:
         raise ValueError(f"epochs must be above 0, got {epochs}")
     return budget
-

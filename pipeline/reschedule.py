@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from attent.pipeline.keys import branch, number, place
 from attent.pipeline.plan import Phase, Plan
 from attent.pipeline.stage import Stage
+from attent.pipeline.validate import walk
 
 
 def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "reschedule") -> Stage:
@@ -60,8 +61,21 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
         apply=apply,
         init=init,
         provides=own | {("plan", "budget")},
+        made_from=plan,
         note=f"{plan.name}: {len(plan.phases)} phases, {plan.budget:,} examples",
     )
+
+
+def plan_of(graph: Stage) -> Plan:
+    """The plan by which a graph is rescheduled.
+
+    Raises:
+        ValueError: it has no reschedule stage.
+    """
+    for _, stage in walk(graph):
+        if isinstance(stage.made_from, Plan):
+            return stage.made_from
+    raise ValueError(f"graph {graph.name!r} has no reschedule stage")
 
 
 def _end_pass(clock: TensorDict, due: TensorDict, plan: Plan, over: bool) -> None:

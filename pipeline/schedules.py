@@ -39,8 +39,8 @@ def cosine(initial: float, final: float) -> Schedule:
     _check_ratio(initial_ratio=initial, final_ratio=final)
 
     def ratio(progress: float) -> float:
-        p = _progress(progress)
-        return _between(initial + (final - initial) * (1 - math.cos(math.pi * p)) / 2, initial, final)  # fmt: skip
+        share = (1 - math.cos(math.pi * _progress(progress))) / 2
+        return _between(initial + (final - initial) * share, initial, final)
 
     return ratio
 

@@ -76,6 +76,7 @@ class Stage:
         note: a word on what it does, shown by `describe`.
         kind: how a graph is drawn: ``stage``, ``sequence``, ``repeat`` or ``when``.
         flag: the entry a ``when`` asks.
+        made_from: what it was made from, for tools that look at graphs (a reschedule's `Plan`).
 
     Reads and writes may be given as any iterable of keys; a key is a string or a tuple of strings.
 
@@ -100,6 +101,7 @@ class Stage:
     note: str = ""
     kind: str = field(default="stage", repr=False)
     flag: Key | None = field(default=None, repr=False)
+    made_from: object = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.name:

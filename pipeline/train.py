@@ -155,7 +155,8 @@ def train(
         writes=writes,
         apply=apply,
         init=init,
-        provides={"optim", ("metrics", "train_loss")} | ({("scores", "loss")} if observe else set()),
+        provides={"optim", ("metrics", "train_loss")}
+        | ({("scores", "loss")} if observe else set()),
         note=f"{optimizer.name}, batches of {step.batch_size}, up to {steps} steps a tick",
     )
 
@@ -208,7 +209,7 @@ class _Compute:
     def gradients(
         self, state: TensorDict, batch: TensorDict, device: torch.device, source: Source
     ) -> Tensor:
-        """The losses of the batch, ``[B]``; raises before anything is updated if one is not finite."""
+        """The losses of the batch, ``[B]``; one that is not finite raises before any update."""
         seed, clock_step = number(state, "seed"), number(state, "clock", "step")
         seed_global(fold(seed, "dropout", clock_step), device)
         index = batch["index"]

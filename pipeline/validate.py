@@ -54,7 +54,9 @@ def validate(graph: Stage, inputs: TensorDict | Iterable[KeyLike]) -> None:
                     continue
                 problems.append(_unsupplied(stage, verb, key, primitive, position, known))
     if problems:
-        raise GraphError(f"graph {graph.name!r} cannot run:\n" + "\n".join(f"- {p}" for p in problems))
+        raise GraphError(
+            f"graph {graph.name!r} cannot run:\n" + "\n".join(f"- {p}" for p in problems)
+        )
 
 
 def _same_names(stages: list[Stage]) -> list[str]:

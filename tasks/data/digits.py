@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -23,7 +25,7 @@ def digits(held_out: float = 0.2, *, seed: int = 0) -> tuple[TensorSource, Tenso
         Two sources of ``image`` ``[1, 8, 8]`` float32, standardised by the training images' mean
         and deviation, and ``label`` int64 in 0..9.
     """
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1)
     labels = torch.tensor(data.target, dtype=torch.int64)
     train, test = train_test_split(

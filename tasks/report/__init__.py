@@ -1,0 +1,1 @@
+"""The report of one or more runs: pictures and one self-contained page."""

@@ -1,0 +1,36 @@
+# The two commands of a bare clone: `make run` trains, `make test` checks everything.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup run test lint types unit clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("attent needs Python 3.11 or newer, not %d.%d: make PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: setup
+	$(BIN)/attent classify --config tasks/configs/digits.yaml
+
+test: lint types unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers do not follow an editable install's import hook: the packages are linked under
+# the name they are imported by.
+types: setup
+	mkdir -p build/typing/attent
+	for part in pipeline models tasks; do ln -sfn ../../../$$part build/typing/attent/$$part; done
+	$(BIN)/pyright
+
+unit: setup
+	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,245 @@
+"""The command line: ``attent classify | resume | report | plan``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from attent.pipeline.keys import find
+from attent.pipeline.plan import TRAIN_COST, Plan
+from attent.tasks.config import did_you_mean, explain, without_effect
+
+_console = Console(stderr=True)
+
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def say(message: str) -> None:
+    """Tell the user, on standard error, one line as it is."""
+    _console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def parser() -> ArgumentParser:
+    """The whole command line."""
+    from attent.tasks.run import COMMANDS
+
+    top = ArgumentParser(
+        prog="attent",
+        exit_on_error=False,
+        description="Train on the examples worth learning from.",
+    )
+    commands = top.add_subcommands(required=True, dest="command")
+    for name, (config, _) in COMMANDS.items():
+        what = (config.__doc__ or name).splitlines()[0]
+        sub = _training_parser(config, f"{what} Flags win over the file.")
+        commands.add_subcommand(name, sub, help=what.lower().rstrip("."))
+    plan = _training_parser(
+        COMMANDS["classify"][0],
+        "Print what a run would do and cost, without running it.",
+        positional=True,
+    )
+    commands.add_subcommand("plan", plan, help="print steps, cost and expected saving of a run")
+    sub = ArgumentParser(exit_on_error=False, description="Go on with an interrupted run.")
+    sub.add_argument("run", type=str, help="the run folder")
+    sub.add_argument(
+        "--allow_previous",
+        action="store_true",
+        help="if the latest checkpoint is damaged, go on from the last good one",
+    )
+    commands.add_subcommand("resume", sub, help="go on with an interrupted run")
+    sub = ArgumentParser(
+        exit_on_error=False,
+        description="Write one self-contained HTML page, and its pictures as PNG, of one run or of "
+        "several compared.",
+    )
+    sub.add_argument("runs", type=str, nargs="+", help="run folders")
+    sub.add_argument(
+        "--report_dir", type=str | None, default=None,
+        help="where to write; by default report/ in the first run's folder",
+    )  # fmt: skip
+    commands.add_subcommand("report", sub, help="make a page of pictures from one or more runs")
+    return top
+
+
+def _training_parser(config: type, description: str, *, positional: bool = False) -> ArgumentParser:
+    sub = ArgumentParser(exit_on_error=False, description=description)
+    sub.add_argument("--config", action="config", help="a YAML file of the options below")
+    if positional:
+        sub.add_argument(
+            "config_file", type=str | None, nargs="?", default=None, help="the same as --config"
+        )
+    sub.add_class_arguments(config)
+    return sub
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status.
+
+    0: done. 2: wrong input, explained in a line or two. 130: interrupted, saved.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["plan"] and len(argv) > 1 and not argv[1].startswith("-"):
+        argv[1:2] = ["--config", argv[1]]
+    warnings.showwarning = _show_warning
+    try:
+        try:
+            parsed = parser().parse_args(argv)
+        except argparse.ArgumentError as error:
+            raise ValueError(_readable(str(error), argv)) from error
+        return _COMMANDS[parsed.command](parsed[parsed.command])
+    except ValueError as error:
+        say("error: " + explain(str(error), argv, _options()))
+        return EXIT_WRONG_INPUT
+    except KeyboardInterrupt:
+        say("stopped at once; the last checkpoint is whole")
+        return EXIT_INTERRUPTED
+
+
+def _show_warning(message: Warning | str, category: type, filename: str, *rest: object) -> None:
+    say(f"warning: {message}")
+
+
+def _options() -> list[str]:
+    from attent.tasks.run import COMMANDS
+
+    return [f.name for config, _ in COMMANDS.values() for f in dataclasses.fields(config)]
+
+
+def _readable(message: str, argv: Sequence[str]) -> str:
+    """Jsonargparse's message on one line, with the nearest name of an option it does not know."""
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
+    message = message.replace("typing.Literal", "one of ").replace("<class '", "").replace("'>", "")
+    unknown = re.search(
+        r"[Uu]nrecognized arguments?: (.*)|does not accept option '([^']+)'", message
+    )
+    if unknown:
+        words = [unknown[2]] if unknown[2] else re.findall(r"--([\w-]+)", unknown[1])
+        known = [*_options(), "config", "allow_previous", "report_dir"]
+        hints = "".join(did_you_mean(word.replace("-", "_"), known) for word in words[:1])
+        named = words[0] if words else (unknown[1] or "").strip()
+        return f"unknown option {named!r}{hints}"
+    command = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", message)
+    if command:
+        known = re.findall(r"\w+", command[2])
+        return (
+            f"unknown command {command[1]!r}{did_you_mean(command[1], known)} ({', '.join(known)})"
+        )
+    return message
+
+
+def _config_of(parsed: Namespace, command: str) -> object:
+    from attent.tasks.run import COMMANDS
+
+    kind = COMMANDS[command][0]
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: parsed[name] for name in names})
+
+
+def _classify(parsed: Namespace) -> int:
+    from attent.tasks.run import start
+
+    config = _config_of(parsed, "classify")
+    for warning in without_effect(config):  # type: ignore[arg-type]
+        say(f"warning: {warning}")
+    return _finish(*start("classify", config, say))
+
+
+def _resume(parsed: Namespace) -> int:
+    from attent.tasks.run import resume
+
+    return _finish(*resume(parsed.run, say, allow_previous=parsed.allow_previous))
+
+
+def _finish(state: object, folder: object) -> int:
+    from attent.tasks.report.page import write_report
+    from attent.tasks.run import finished
+
+    if not finished(state):  # type: ignore[arg-type]
+        say(f"stopped and saved; go on with: attent resume {folder.path}")  # type: ignore[attr-defined]
+        return EXIT_INTERRUPTED
+    accuracy = find(state, ("metrics", "val_accuracy"))  # type: ignore[arg-type]
+    if accuracy is not None:
+        say(f"held-out accuracy {float(accuracy):.2%}")  # type: ignore[arg-type]
+    page = write_report([folder], None)  # type: ignore[list-item]
+    say(f"run folder {folder.path}\nreport {page}")  # type: ignore[attr-defined]
+    return 0
+
+
+def _report(parsed: Namespace) -> int:
+    from attent.tasks.report.page import write_report
+    from attent.tasks.run import load_runs
+
+    page = write_report(load_runs(parsed.runs), parsed.report_dir)
+    say(f"report {page}")
+    return 0
+
+
+def _plan(parsed: Namespace) -> int:
+    from attent.tasks.build import build_classify
+
+    config = _config_of(parsed, "classify")
+    run = build_classify(config)  # type: ignore[arg-type]
+    params = sum(value.numel() * value.element_size() for value in run.state["params"].values())
+    held = sum(v.numel() * v.element_size() for v in run.state.flatten_keys().values())
+    sys.stdout.write(plan_text(run.plan, config.batch_size))  # type: ignore[attr-defined]
+    sys.stdout.write(
+        f"state in memory and in each checkpoint: {held / 2**20:.1f} MiB, of which parameters "
+        f"{params / 2**20:.1f} MiB\n"
+    )
+    for warning in [*without_effect(config), *run.plan.warnings()]:  # type: ignore[arg-type]
+        say(f"warning: {warning}")
+    return 0
+
+
+def plan_text(plan: Plan, batch_size: int) -> str:
+    """A plan as a table with its cost, for people."""
+    rows = [("cycle", "ratio", "examples", "passes", "steps", "scores")]
+    steps = 0
+    for phase, spent in plan.spans():
+        if not spent:
+            continue
+        whole, rest = divmod(spent, phase.size)
+        phase_steps = whole * -(-phase.size // batch_size) + -(-rest // batch_size)
+        steps += phase_steps
+        rows.append(
+            (
+                "-" if phase.cycle < 0 else str(phase.cycle + 1),
+                f"{phase.ratio:.3f}",
+                f"{phase.size:,}",
+                f"{spent / phase.size:g}",
+                f"{phase_steps:,}",
+                f"{plan.num_examples:,}" if phase.score else "-",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    scored = plan.scorings * plan.num_examples
+    return (
+        "\n".join(lines) + "\n\n"
+        f"{plan.name}: {plan.budget:,} examples trained on in {steps:,} steps of {batch_size}, "
+        f"{scored:,} scored\n"
+        f"cost: {TRAIN_COST} x {plan.budget:,} + {plan.score_cost} x {scored:,} = {plan.cost:,} "
+        "forwards of one example\n"
+        f"compute saved against as many passes ({plan.passes:g}) over everything: "
+        f"{plan.saving:.1%}\n"
+    )
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "classify": _classify,
+    "resume": _resume,
+    "report": _report,
+    "plan": _plan,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""Typed options, their checks, and where a wrong one came from.
+
+One dataclass a command: its fields are the YAML keys, the flags and the Python arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Method = Literal["attent_complex", "attent_simple", "full"]
+
+
+class ConfigError(ValueError):
+    """A wrong option; the message names it and says what is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """What is selected and when.
+
+    Args:
+        method: attent_complex (cycles of score, select, train), attent_simple (one full epoch
+            whose losses are observed, then the highest of them) or full (plain training).
+        selection_strategy: hard (highest scores), soft (random, likelier the higher) or random.
+        initial_ratio: share of the examples selected in the first cycle, in (0, 1].
+        final_ratio: share selected in the last cycle, in (0, 1].
+        ratio_schedule: how the ratio goes from initial to final over the cycles.
+        initial_interval: passes over the subset in the first cycle, at least 1.
+        max_interval: passes over the subset in the last cycle (interval_schedule incremental).
+        interval_schedule: fixed, or incremental up to max_interval.
+        total_cycles: how often to score and select, at least 1.
+        gumbel_temperature: of selection_strategy soft; low is like hard, high like random.
+        soft_normalization: of selection_strategy soft; how scores become probabilities.
+        signal: what is measured of each example.
+        scores: fresh (a scoring pass before each selection) or observed (losses from the training
+            forward, at no cost).
+        attent_ratio: share selected by attent_simple after its first epoch, in (0, 1].
+        budget: what epochs counts. examples: epochs * N examples are trained on, a pass over a
+            subset counts its own size. passes (as published): a pass over a subset counts as an
+            epoch, so that fewer examples are trained on.
+        score_chunk: examples that vmap maps at once (grad_norm); less needs less memory.
+    """
+
+    method: Method = "attent_complex"
+    selection_strategy: Literal["hard", "soft", "random"] = "hard"
+    initial_ratio: float = 0.2
+    final_ratio: float = 0.8
+    ratio_schedule: Literal["cosine", "incremental"] = "cosine"
+    initial_interval: int = 5
+    max_interval: int = 10
+    interval_schedule: Literal["fixed", "incremental"] = "fixed"
+    total_cycles: int = 10
+    gumbel_temperature: float = 1.0
+    soft_normalization: Literal["softmax", "sigmoid"] = "softmax"
+    signal: Literal["loss", "grad_norm", "output_grad_norm"] = "loss"
+    scores: Literal["fresh", "observed"] = "fresh"
+    attent_ratio: float = 0.7
+    budget: Literal["examples", "passes"] = "examples"
+    score_chunk: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the model is trained.
+
+    Args:
+        epochs: the budget; see the option budget.
+        batch_size: examples in an optimiser step.
+        optimizer: by torch.
+        lr: peak learning rate, above 0.
+        min_lr: learning rate at the end of the budget.
+        warmup_epochs: epochs' worth of examples over which the learning rate rises from 0.
+        weight_decay: at least 0; not applied to norms and biases.
+        momentum: of optimizer sgd, in [0, 1).
+        clip: largest norm of the gradient; null for no clipping.
+        accumulate: parts a batch is cut into, to save memory.
+        bf16: forward under bfloat16 autocast.
+        compile: run the model through torch.compile.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    min_lr: float = 0.0
+    warmup_epochs: float = 5.0
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    clip: float | None = None
+    accumulate: int = 1
+    bf16: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how a run goes on.
+
+    Args:
+        output_dir: the run folder; by default the next free out/COMMAND-N.
+        seed: the one seed of everything random.
+        device: auto, cpu, cuda or cuda:N.
+        workers: threads that fetch batches; 0 fetches in the training thread.
+        threads: of torch on the CPU; null leaves torch's own choice. The same number is needed for
+            the same bits.
+        steps_per_tick: optimiser steps between looks of the progress bar, log and checkpoints.
+        eval_every: epochs' worth of examples between evaluations.
+        save_every: epochs' worth of examples between checkpoints.
+        keep: checkpoints kept, beside the best one.
+        progress: show the live bar (on a terminal) or a line per evaluation (elsewhere).
+    """
+
+    output_dir: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 0
+    threads: int | None = None
+    steps_per_tick: int = 50
+    eval_every: float = 1.0
+    save_every: float = 1.0
+    keep: int = 3
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
+    """Train an image classifier.
+
+    Args:
+        data: digits (carried by scikit-learn), a folder of {train,val}/CLASS/IMAGE, or an .npz file
+            of images [N, H, W] or [N, H, W, C] and labels [N].
+        held_out: share held out of digits and .npz data, in (0, 1).
+        num_classes: null counts them.
+        image_size: side in pixels that images of a folder are resized to; null for the model's.
+        model: vit_digits, or any model of timm.
+        model_args: further arguments of the model.
+        pretrained: load timm's weights.
+        drop_path: stochastic depth, in [0, 1).
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        shift: augmentation: largest translation in pixels.
+        flip: augmentation: probability of a horizontal flip.
+    """
+
+    data: str = "digits"
+    held_out: float = 0.2
+    num_classes: int | None = None
+    image_size: int | None = None
+    model: str = "vit_digits"
+    model_args: dict[str, Any] | None = None
+    pretrained: bool = False
+    drop_path: float = 0.0
+    label_smoothing: float = 0.0
+    shift: int = 0
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+# Options that say how a run is carried out, not what comes out: free to change on resume.
+RUNTIME = frozenset(
+    {
+        "output_dir",
+        "device",
+        "workers",
+        "threads",
+        "steps_per_tick",
+        "save_every",
+        "keep",
+        "progress",
+    }
+)
+
+
+def check(config: ClassifyConfig) -> None:
+    """Refuse values out of range.
+
+    What only one part knows (a plan that does not fit, a model that does not exist) that part
+    refuses.
+
+    Raises:
+        ConfigError: names the option and what is accepted.
+    """
+    at_least_one = (
+        "initial_interval", "max_interval", "total_cycles", "epochs", "batch_size", "accumulate",
+        "steps_per_tick", "keep", "score_chunk",
+    )  # fmt: skip
+    for name in ("initial_ratio", "final_ratio", "attent_ratio"):
+        _need(config, name, lambda v: 0 < v <= 1, "in (0, 1]")
+    for name in at_least_one:
+        _need(config, name, lambda v: v >= 1, "at least 1")
+    for name in ("gumbel_temperature", "lr", "eval_every", "save_every"):
+        _need(config, name, lambda v: 0 < v < float("inf"), "above 0")
+    for name in ("weight_decay", "min_lr", "warmup_epochs", "shift", "workers"):
+        _need(config, name, lambda v: v >= 0, "at least 0")
+    for name in ("label_smoothing", "drop_path", "momentum"):
+        _need(config, name, lambda v: 0 <= v < 1, "in [0, 1)")
+    _need(config, "held_out", lambda v: 0 < v < 1, "in (0, 1)")
+    _need(config, "flip", lambda v: 0 <= v <= 1, "in [0, 1]")
+    _need(config, "clip", lambda v: v is None or v > 0, "above 0, or null")
+    for name in ("image_size", "threads"):
+        _need(config, name, lambda v: v is None or v >= 1, "at least 1, or null")
+    _need(config, "num_classes", lambda v: v is None or v >= 2, "at least 2, or null")
+    if config.min_lr > config.lr:
+        raise ConfigError(f"min_lr ({config.min_lr}) is above lr ({config.lr})")
+    if config.warmup_epochs >= config.epochs:
+        raise ConfigError(
+            f"warmup_epochs ({config.warmup_epochs:g}) must be below epochs ({config.epochs})"
+        )
+    if config.interval_schedule == "incremental" and config.max_interval < config.initial_interval:
+        raise ConfigError(
+            f"max_interval ({config.max_interval}) is below initial_interval "
+            f"({config.initial_interval})"
+        )
+    if (
+        config.method == "attent_complex"
+        and config.scores == "observed"
+        and config.signal != "loss"
+    ):
+        raise ConfigError(f"scores: observed records the loss only; signal is {config.signal}")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise ConfigError(f"device is auto, cpu, cuda or cuda:N, not {config.device!r}")
+
+
+def _need(config: ClassifyConfig, name: str, holds: Any, accepted: str) -> None:
+    value = getattr(config, name)
+    if not holds(value):
+        raise ConfigError(f"{name} must be {accepted}, got {value}")
+
+
+def without_effect(config: ClassifyConfig) -> list[str]:
+    """A warning for each option that was changed from its default but does nothing here."""
+    complex_only = {
+        "initial_ratio", "final_ratio", "ratio_schedule", "initial_interval", "max_interval",
+        "interval_schedule", "total_cycles", "signal", "scores", "budget",
+    }  # fmt: skip
+    idle: dict[str, str] = {}
+    if config.method != "attent_complex":
+        idle |= dict.fromkeys(complex_only, f"method is {config.method}")
+    if config.method == "full":
+        idle |= {"selection_strategy": "method is full"}
+    if config.method != "attent_simple":
+        idle |= {"attent_ratio": f"method is {config.method}"}
+    if config.interval_schedule == "fixed":
+        idle.setdefault("max_interval", "interval_schedule is fixed")
+    if config.selection_strategy != "soft" or config.method == "full":
+        why = f"selection_strategy is {config.selection_strategy}"
+        idle |= {"gumbel_temperature": why, "soft_normalization": why}
+    if config.selection_strategy == "random":
+        why = "selection_strategy random asks no scores"
+        idle |= {"signal": why, "scores": why}
+    if config.optimizer != "sgd":
+        idle["momentum"] = f"optimizer is {config.optimizer}"
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    return [
+        f"{name} = {getattr(config, name)} has no effect: {why}"
+        for name, why in idle.items()
+        if getattr(config, name) != defaults[name]
+    ]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values, for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type, values: dict[str, Any], origin: str) -> Any:
+    """A config from plain values.
+
+    Raises:
+        ConfigError: an unknown key, with the nearest known one.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{origin}: unknown option {name!r}{did_you_mean(name, known)}")
+    return kind(**values)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?``, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def explain(message: str, argv: Sequence[str], known: Iterable[str]) -> str:
+    """The message, with where each option it names was set: a flag, or a line of a YAML file.
+
+    Args:
+        message: of an error.
+        argv: the command line.
+        known: the options' names.
+    """
+    origins = _origins(argv)
+    said = [
+        f"  {name}: {origins[name]}"
+        for name in known
+        if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message) and name in origins
+    ]
+    return "\n".join([message, *said])
+
+
+def _origins(argv: Sequence[str]) -> dict[str, str]:
+    """Where each option was set last: flags win over files, later flags over earlier ones."""
+    from_files: dict[str, str] = {}
+    from_flags: dict[str, str] = {}
+    for position, word in enumerate(argv):
+        if not word.startswith("--"):
+            continue
+        name, _, value = word[2:].partition("=")
+        value = value or (argv[position + 1] if position + 1 < len(argv) else "")
+        if name == "config" and Path(value).is_file():
+            from_files |= {
+                k: f"set in {value}, line {n}" for k, n in key_lines(Path(value)).items()
+            }
+        else:
+            from_flags[name.replace("-", "_")] = f"set by the flag --{name}"
+    return from_files | from_flags
+
+
+def key_lines(path: Path) -> dict[str, int]:
+    """The line of each top-level key of a YAML file, from 1; empty if it is no mapping."""
+    try:
+        node = yaml.compose(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        return {}
+    return {key.value: key.start_mark.line + 1 for key, _ in node.value}

@@ -1,0 +1,142 @@
+"""One self-contained HTML page, its pictures inside and beside it as PNG."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from attent.pipeline.checkpoint import write_atomically
+from attent.tasks.build import load_data
+from attent.tasks.config import as_dict
+from attent.tasks.report import figures
+from attent.tasks.report.history import History, load_history
+from attent.tasks.run import RunFolder
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+details { margin: .6rem 0; } pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; }
+p.note { color: #555; }
+"""
+
+
+def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
+    """Write ``report.html`` and PNGs of one run, or of several compared.
+
+    Args:
+        folders: run folders.
+        report_dir: where; None for ``report/`` in the first run's folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ConfigError: a folder has nothing to report.
+    """
+    runs = _named_apart([load_history(folder) for folder in folders])
+    where = Path(report_dir) if report_dir else folders[0].path / "report"
+    where.mkdir(parents=True, exist_ok=True)
+    sections = [
+        "<h2>Results</h2>",
+        _table(runs),
+        '<p class="note">Compute saved: against as many passes over everything; a forward counts '
+        "1, a backward 2, scoring included. Held-out figures of the last evaluation; best is over "
+        "all evaluations, and so is optimistic.</p>",
+        _picture(figures.learning_curves(runs), where, "learning_curves", "Loss and quality"),
+    ]
+    for run in runs:
+        sections += _run_section(run, where, prefix="" if len(runs) == 1 else f"{run.name}_")
+    title = f"attent: {', '.join(run.name for run in runs)}"
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
+        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
+    )
+    path = where / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _run_section(run: History, where: Path, prefix: str) -> list[str]:
+    source, _ = load_data(run.config)
+    parts = [
+        ("schedule", figures.schedule(run), "Ratio and interval"),
+        ("scores", figures.score_distributions(run), "Distribution of scores at each selection"),
+        ("selections", figures.selection_map(run), "Which examples were selected when"),
+        ("examples", figures.extremes(run, source), "Most and least selected examples"),
+    ]
+    section = [f"<h2>{html.escape(run.name)}</h2>"]
+    for name, figure, description in parts:
+        if figure is not None:
+            section.append(_picture(figure, where, prefix + name, description))
+    if not any(selection.is_subset for selection in run.selections):
+        section.append('<p class="note">Everything was trained on all the time.</p>')
+    options = "\n".join(f"{k}: {v}" for k, v in as_dict(run.config).items())
+    section.append(
+        f"<details><summary>options</summary><pre>{html.escape(options)}</pre></details>"
+    )
+    return section
+
+
+def _picture(figure: Figure, where: Path, name: str, description: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    (where / f"{name}.png").write_bytes(buffer.getvalue())
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+
+
+def _table(runs: Sequence[History]) -> str:
+    heads = [
+        "run", "method", "examples", "scored", "steps", "compute saved", "seconds",
+        "held-out accuracy", "best", "held-out loss",
+    ]  # fmt: skip
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(run)) + "</tr>"
+        for run in runs
+    )
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _row(run: History) -> list[str]:
+    last: dict[str, Any] = run.log[-1]
+    (accuracy,), (loss,) = run.series("val_accuracy"), run.series("val_loss")
+    method = run.config.method
+    if method != "full":
+        method += f", {run.config.selection_strategy}"
+    return [
+        run.name,
+        method,
+        f"{last['seen']:,}",
+        f"{last['forwarded'] - last['seen']:,}",
+        f"{last['step']:,}",
+        f"{last['saved']:.1%}",
+        f"{last['seconds']:.1f}",
+        f"{accuracy[-1]:.2%}" if accuracy.size else "-",
+        f"{accuracy.max():.2%}" if accuracy.size else "-",
+        f"{loss[-1]:.4f}" if loss.size else "-",
+    ]
+
+
+def _named_apart(runs: list[History]) -> list[History]:
+    """Runs of one folder name are told apart by number."""
+    seen: dict[str, int] = {}
+    apart = []
+    for run in runs:
+        seen[run.name] = seen.get(run.name, 0) + 1
+        name = run.name if seen[run.name] == 1 else f"{run.name} ({seen[run.name]})"
+        apart.append(History(name, run.folder, run.command, run.config, run.log, run.selections))
+    return apart

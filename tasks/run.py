@@ -1,0 +1,266 @@
+"""A run folder: what is in it, how a run is started and how it goes on.
+
+```
+config.yaml        every option, resolved
+environment.json   versions, threads, device: what the bits depend on
+log.jsonl          a line for each tick
+checkpoints/       checkpoint-<step>.safetensors, best.safetensors
+selections/        selection-<pass>.npz
+model.safetensors  the final weights, under the model's own names
+report/            report.html and its pictures
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tensordict import TensorDict
+
+from attent.pipeline import (
+    CheckpointFolder,
+    Checkpoints,
+    JsonLog,
+    Observer,
+    Selections,
+    export_weights,
+    fit,
+    restore,
+)
+from attent.pipeline.checkpoint import CheckpointError, write_atomically
+from attent.pipeline.keys import number
+from attent.tasks.build import Run, build_classify
+from attent.tasks.config import RUNTIME, ClassifyConfig, ConfigError, as_dict, from_dict
+from attent.tasks.progress import ProgressBar
+
+Say = Callable[[str], None]
+
+COMMANDS = {"classify": (ClassifyConfig, build_classify)}
+"""Each training command: its options and what builds its run."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every option, resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """A line for each tick."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The states."""
+        return self.path / "checkpoints"
+
+    @property
+    def selections(self) -> Path:
+        """The masks and scores."""
+        return self.path / "selections"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights."""
+        return self.path / "model.safetensors"
+
+    def load_config(self) -> tuple[str, Any]:
+        """The command and the options of the run.
+
+        Raises:
+            ConfigError: no run there, or its config is not what was written.
+        """
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
+        values = yaml.safe_load(self.config.read_text())
+        command = values.pop("command", None) if isinstance(values, dict) else None
+        if command not in COMMANDS:
+            raise ConfigError(f"{self.config} names no known command, but {command!r}")
+        return command, from_dict(COMMANDS[command][0], values, str(self.config))
+
+
+def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
+    """Start a run in a new folder.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+        ValueError: what the options ask for cannot be.
+    """
+    _set_threads(config)
+    build = COMMANDS[command][1]
+    run = build(config)
+    folder = RunFolder(_new_folder(command, config))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    values = {"command": command, **as_dict(config), "output_dir": str(folder.path)}
+    write_atomically(folder.config, yaml.safe_dump(values, sort_keys=False).encode())
+    _write_environment(folder, run)
+    state = _go_on(command, config, run, run.state, folder, say)
+    return state, folder
+
+
+def resume(
+    path: str | Path, say: Say, *, allow_previous: bool = False
+) -> tuple[TensorDict, RunFolder]:
+    """Go on with a run from its latest checkpoint.
+
+    Args:
+        path: the run folder.
+        say: told what is going on.
+        allow_previous: if the latest checkpoint is damaged, use the last good one.
+
+    Raises:
+        CheckpointError: no usable checkpoint, or one of another task or recipe.
+        ConfigError: no run there, or its options were changed since.
+    """
+    folder = RunFolder(Path(path))
+    command, config = folder.load_config()
+    _set_threads(config)
+    store = CheckpointFolder(folder.checkpoints, keep=config.keep)
+    saved, about, origin = store.load_last(allow_previous=allow_previous)
+    _same_run(command, config, about, folder)
+    _same_environment(folder, say)
+    run = COMMANDS[command][1](config)
+    state = restore(run.state, saved, origin)
+    for later in (step for step in store.steps() if step > about["step"]):
+        # Damaged, and passed over on request: it would be taken for the latest again.
+        damaged = folder.checkpoints / f"checkpoint-{later:09d}.safetensors"
+        damaged.rename(damaged.with_suffix(".damaged"))
+    say(f"resuming {folder.path} at step {about['step']}")
+    return _go_on(command, config, run, state, folder, say), folder
+
+
+def _go_on(
+    command: str, config: Any, run: Run, state: TensorDict, folder: RunFolder, say: Say
+) -> TensorDict:
+    observers: list[Observer] = [
+        JsonLog(folder.log),
+        Selections(folder.selections, signal=run.signal),
+        Checkpoints(
+            CheckpointFolder(folder.checkpoints, keep=config.keep),
+            every=max(1, round(config.save_every * run.plan.num_examples)),
+            about={"command": command, "task": run.task.name, "options": _result_options(config)},
+            best=run.best,
+        ),
+    ]
+    if config.progress:
+        observers.insert(0, ProgressBar(run.plan, run.best))
+    with _only_one(folder):
+        state = fit(run.tick, state, observers=observers, donate=True)
+        if number(state, "clock", "seen") >= number(state, "plan", "budget"):
+            export_weights(state, folder.weights)
+    return state
+
+
+def finished(state: TensorDict) -> bool:
+    """Whether the budget is spent."""
+    return number(state, "clock", "seen") >= number(state, "plan", "budget")
+
+
+def _result_options(config: Any) -> dict[str, Any]:
+    """The options that decide what comes out."""
+    return {name: value for name, value in as_dict(config).items() if name not in RUNTIME}
+
+
+def _same_run(command: str, config: Any, about: dict[str, Any], folder: RunFolder) -> None:
+    if about.get("command") != command:
+        raise CheckpointError(
+            f"the checkpoint in {folder.checkpoints} is of {about.get('command')!r}, the run of "
+            f"{command!r}"
+        )
+    was, now = about["options"], json.loads(json.dumps(_result_options(config)))
+    changed = [
+        f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder.config} was changed since the checkpoint was written: {', '.join(changed)}; "
+            "put it back, or start a new run"
+        )
+
+
+def _new_folder(command: str, config: Any) -> Path:
+    if config.output_dir is not None:
+        path = Path(config.output_dir)
+        if RunFolder(path).config.exists():
+            raise ConfigError(
+                f"output_dir: {path} holds a run already; go on with it (attent resume {path}), or "
+                "name another folder"
+            )
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"output_dir: {path} exists and is not an empty folder")
+        return path
+    taken = [int(p.name.rsplit("-", 1)[1]) for p in Path("out").glob(f"{command}-[0-9]*")]
+    return Path("out") / f"{command}-{max(taken, default=0) + 1}"
+
+
+def _set_threads(config: Any) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def _environment(device: str) -> dict[str, Any]:
+    packages = ("torch", "torchvision", "torchdata", "tensordict", "timm", "numpy")
+    return {
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        **{name: version(name) for name in packages},
+    }
+
+
+def _write_environment(folder: RunFolder, run: Run) -> None:
+    device = str(next(run.task.model.parameters()).device)
+    text = json.dumps(_environment(device), indent=2) + "\n"
+    write_atomically(folder.path / "environment.json", text.encode())
+
+
+def _same_environment(folder: RunFolder, say: Say) -> None:
+    """Warn where the rest of the run may differ in its last bits from an uninterrupted one."""
+    path = folder.path / "environment.json"
+    if path.is_file():
+        was = json.loads(path.read_text())
+        now = _environment(was.get("device", "cpu"))
+        changed = [f"{k} {was[k]} -> {now[k]}" for k in now if k in was and was[k] != now[k]]
+        if changed:
+            say(f"warning: not bit for bit as it would have been: {', '.join(changed)}")
+
+
+@contextlib.contextmanager
+def _only_one(folder: RunFolder) -> Iterator[None]:
+    """Refuse to run a folder that another process is running."""
+    with (folder.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder.path} is being run by another process") from None
+        yield
+
+
+def load_runs(paths: Sequence[str]) -> list[RunFolder]:
+    """Run folders by path, each checked to be one.
+
+    Raises:
+        ConfigError: a path that is no run folder.
+    """
+    folders = [RunFolder(Path(path)) for path in paths]
+    for folder in folders:
+        folder.load_config()
+    return folders
