@@ -226,6 +226,8 @@ class _Compute:
             size = math.ceil(len(index) / self.step.accumulate)
             parts, weights = batch.split(size), weight.split(size)
         losses = []
+        # A forward in training mode may move buffers (batch statistics); a failed step must not.
+        buffers = [(buffer, buffer.clone()) for buffer in self.task.model.buffers()]
         try:
             for part, part_weight in zip(parts, weights, strict=True):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.step.bfloat16):
@@ -236,6 +238,8 @@ class _Compute:
                 losses.append(loss.detach())
         except Exception:
             self.task.model.zero_grad(set_to_none=True)
+            for buffer, before in buffers:
+                buffer.copy_(before)
             raise
         return losses[0] if len(losses) == 1 else torch.cat(losses)
 

@@ -1,0 +1,130 @@
+"""Every stage of the library keeps the laws; one that is not in the table fails the first test."""
+
+import typing
+
+import pytest
+import torch
+
+import attent.pipeline as ap
+from attent.pipeline import Stage, assert_stage_laws, bare_state, initial_state, initialize, run
+from attent.pipeline.plan import complex_plan, full_plan
+from tests.tiny import TinyTask, tiny_source, tiny_train
+
+
+def _due(state, *flags):
+    for flag in flags:
+        state["plan", flag] = torch.tensor(True)
+    return state
+
+
+def _ready(stage_of, *flags, **task_options):
+    """A stage beside the state it runs on: initialised with a budget, scores measured."""
+    task, source = TinyTask(**task_options), tiny_source()
+    state = initial_state(task, source, seed=5)
+    state["plan", "budget"] = torch.tensor(60)
+    stage = stage_of(task, source)
+    state = initialize(stage, state)
+    if "loss" not in state["scores"].keys():  # noqa: SIM118
+        state["scores", "loss"] = torch.zeros(len(source))
+    state["scores", "loss"] = torch.arange(len(source)) / 7
+    state["scores", "step"] = torch.zeros(len(source), dtype=torch.int32)
+    state["plan", "ratio"] = torch.tensor(0.4, dtype=torch.float64)
+    return stage, _due(state, *flags)
+
+
+def _reschedule():
+    plan = complex_plan(20, 8, cycles=2, interval=ap.fixed_interval(1))
+    stage = ap.reschedule(plan)
+    state = initialize(stage, bare_state(20))
+    state["clock", "offset"] = torch.tensor(20)
+    state["clock", "seen"] = torch.tensor(20)
+    return stage, state
+
+
+def _recipe(make, *flags, observe=False):
+    def stage_of(task, source):
+        measure = ap.evaluate(task, tiny_source(8))
+        trainer = tiny_train(task, source, steps=3, observe=observe)
+        return make(task, source, trainer, measure)
+
+    task, source = TinyTask(dropout=0.2, noise=0.1), tiny_source()
+    stage = stage_of(task, source)
+    state = initialize(stage, initial_state(task, source, seed=5))
+    return stage, _due(state, *flags)
+
+
+STAGES = {
+    "score": lambda: _ready(lambda t, s: ap.score(t, s, batch_size=6), "score_due", dropout=0.5),
+    "score grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "grad_norm"), "score_due"),
+    "score output_grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "output_grad_norm")),
+    "score in parts": lambda: _ready(
+        lambda t, s: ap.score(t, s, batch_size=3, examples_per_tick=6), "score_due"
+    ),
+    "select hard": lambda: _ready(lambda t, s: ap.select(ap.hard()), "select_due"),
+    "select soft": lambda: _ready(lambda t, s: ap.select(ap.soft()), "select_due"),
+    "select random": lambda: _ready(lambda t, s: ap.select(ap.random()), "select_due"),
+    "train": lambda: _ready(lambda t, s: tiny_train(t, s, steps=3), dropout=0.5, noise=0.3),
+    "train observing": lambda: _ready(
+        lambda t, s: tiny_train(t, s, steps=3, observe=True), dropout=0.5
+    ),
+    "train with workers": lambda: _ready(
+        lambda t, s: tiny_train(t, s, steps=3, loading=ap.Loading(workers=2)), noise=0.3
+    ),
+    "train sgd": lambda: _ready(lambda t, s: tiny_train(t, s, steps=3, optimizer=ap.sgd(0.1))),
+    "train while a score is due": lambda: _ready(lambda t, s: tiny_train(t, s), "score_due"),
+    "reschedule": _reschedule,
+    "evaluate": lambda: _ready(lambda t, s: ap.evaluate(t, tiny_source(8)), "eval_due"),
+    "sequence": lambda: _ready(
+        lambda t, s: ap.sequence("both", ap.score(t, s), ap.select(ap.hard())), "score_due"
+    ),
+    "repeat": lambda: _ready(lambda t, s: ap.repeat("twice", tiny_train(t, s, steps=2), 2)),
+    "when set": lambda: _ready(
+        lambda t, s: ap.when(("plan", "select_due"), ap.select(ap.hard())), "select_due"
+    ),
+    "when not set": lambda: _ready(
+        lambda t, s: ap.when(("plan", "select_due"), ap.select(ap.hard()))
+    ),
+    "full": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.full(s, train=trainer, epochs=2, evaluate=measure)
+    ),
+    "attent_simple": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.attent_simple(s, train=trainer, epochs=2), observe=True
+    ),
+    "attent_complex": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.attent_complex(
+            t, s, train=trainer, epochs=12, cycles=2, evaluate=measure
+        ),
+        "score_due",
+        "eval_due",
+    ),
+    "tick": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.tick(full_plan(20, 2), train=trainer, evaluate=measure)
+    ),
+}
+
+
+def test_every_function_that_makes_a_stage_is_in_the_table():
+    makers = {
+        name
+        for name in ap.__all__
+        if callable(getattr(ap, name))
+        and not isinstance(getattr(ap, name), type)
+        and typing.get_type_hints(getattr(ap, name)).get("return") is Stage
+    }
+    assert makers == {name.split()[0] for name in STAGES}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_laws(name):
+    stage, state = STAGES[name]()
+    assert_stage_laws(stage, state)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_does_something(name):
+    """The laws alone would let an empty stage pass."""
+    stage, state = STAGES[name]()
+    idle = name in ("when not set", "train while a score is due")
+    from attent.pipeline.keys import differences
+
+    assert bool(differences(state, run(stage, state))) != idle
