@@ -34,7 +34,7 @@ def validate(graph: Stage, inputs: TensorDict | Iterable[KeyLike]) -> None:
         GraphError: two stages of one name; a stage that reads or writes an entry nobody supplies
             (with the entry it may have meant); a stage that reads what only a later one writes.
     """
-    present = set(paths(inputs)) if isinstance(inputs, TensorDict) else set(key_set(inputs))
+    present = set(_innermost(inputs) if isinstance(inputs, TensorDict) else key_set(inputs))
     stages = [stage for _, stage in walk(graph)]
     primitive = [stage for stage in stages if not stage.children]
     provided = {key for stage in primitive for key in stage.provided_keys}
@@ -59,6 +59,13 @@ def validate(graph: Stage, inputs: TensorDict | Iterable[KeyLike]) -> None:
         )
 
 
+def _innermost(state: TensorDict) -> list[Key]:
+    """Tensors and empty containers; that a container is there says nothing of what is in it."""
+    found = paths(state)
+    parents = {key[:-1] for key in found}
+    return [key for key in found if key not in parents]
+
+
 def _same_names(stages: list[Stage]) -> list[str]:
     """A line for each name that two different stages have."""
     by_name: dict[str, list[Stage]] = {}
@@ -67,7 +74,7 @@ def _same_names(stages: list[Stage]) -> list[str]:
     return [
         f"{len(same)} stages are named {name!r}: give each its own name"
         for name, same in by_name.items()
-        if len({id(s) for s in same}) > 1 or len(same) > 1
+        if len(same) > 1
     ]
 
 
