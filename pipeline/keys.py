@@ -8,7 +8,7 @@ reads every parameter.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 import torch
 from tensordict import TensorDict
@@ -47,6 +47,8 @@ def covers(outer: Key, inner: Key) -> bool:
 
 def covered(key: Key, keys: Iterable[Key]) -> bool:
     """Whether one of ``keys`` names ``key`` or something that holds it."""
+    if isinstance(keys, Set):  # by its own prefixes, however many the set has
+        return any(key[:end] in keys for end in range(1, len(key) + 1))
     return any(covers(other, key) for other in keys)
 
 

@@ -157,8 +157,9 @@ def check_finite(values: Tensor, index: Tensor, source: Source, what: str) -> No
     Raises:
         ExampleError: some value is not finite.
     """
-    bad = ~torch.isfinite(values)
-    if bool(bad.any()):
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        bad = ~finite
         first = int(bad.nonzero()[0])
         count = int(bad.sum())
         more = f" ({count} such examples in this batch)" if count > 1 else ""

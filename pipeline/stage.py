@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from tensordict import TensorDict
@@ -117,17 +118,17 @@ class Stage:
     @property
     def read_keys(self) -> frozenset[Key]:
         """What it reads, as paths."""
-        return key_set(self.reads)
+        return cast(frozenset[Key], self.reads)
 
     @property
     def write_keys(self) -> frozenset[Key]:
         """What it writes, as paths."""
-        return key_set(self.writes)
+        return cast(frozenset[Key], self.writes)
 
     @property
     def provided_keys(self) -> frozenset[Key]:
         """What exists after its init, as paths."""
-        return key_set(self.provides or ())
+        return cast(frozenset[Key], self.provides)
 
 
 def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:

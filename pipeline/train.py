@@ -6,6 +6,7 @@ optimiser: hooks, compilation and wrappers see what they would see in any traini
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from attent.pipeline.keyed import fold, global_generators, seed_global
-from attent.pipeline.keys import branch, ensure, find, has, number, place, tensor
+from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
 from attent.pipeline.score import check_finite
 from attent.pipeline.source import Source
@@ -114,19 +115,21 @@ def train(
         bind(task.model, state)
         task.model.train()
         params = {k: p for k, p in task.model.named_parameters() if p.requires_grad}
+        buffers = list(task.model.buffers())
         bound = BoundOptimizer(optimizer, params, branch(state, "optim"), decays)
         device = next(iter(params.values())).device
+        books = _Books(state, observe)
         stream = streams.at(state, room)
         with global_generators(device):
             for _ in range(steps):
                 batch = next(stream)
-                losses = compute.gradients(state, batch, device, source)
+                losses = compute.gradients(books, batch, device, source, buffers)
                 if step.clip is not None:
                     nn.utils.clip_grad_norm_(list(params.values()), step.clip)
                 room = room.after(len(losses))
                 bound.step(room.seen / room.budget)
                 bound.torch.zero_grad(set_to_none=True)
-                _commit(state, batch["index"], losses, observe)
+                books.commit(batch["index"], losses)
                 if room.examples <= 0:
                     break
         streams.left_at(room)
@@ -207,14 +210,18 @@ class _Compute:
         self.model = torch.compile(task.model) if step.compile else task.model
 
     def gradients(
-        self, state: TensorDict, batch: TensorDict, device: torch.device, source: Source
+        self,
+        books: _Books,
+        batch: TensorDict,
+        device: torch.device,
+        source: Source,
+        buffers: list[Tensor],
     ) -> Tensor:
         """The losses of the batch, ``[B]``; one that is not finite raises before any update."""
-        seed, clock_step = number(state, "seed"), number(state, "clock", "step")
-        seed_global(fold(seed, "dropout", clock_step), device)
+        seed_global(fold(books.seed, "dropout", books.step), device)
         index = batch["index"]
-        keys = view_keys(seed, index, purpose="train", passes=number(state, "clock", "passes"))
-        weight = tensor(state, "weight")[index].to(device)
+        keys = view_keys(books.seed, index, purpose="train", passes=books.passes)
+        weight = books.weight[index].to(device)
         total = weight.sum()
         if device.type != "cpu":
             batch = batch.to(device, non_blocking=True)
@@ -227,10 +234,10 @@ class _Compute:
             parts, weights = batch.split(size), weight.split(size)
         losses = []
         # A forward in training mode may move buffers (batch statistics); a failed step must not.
-        buffers = [(buffer, buffer.clone()) for buffer in self.task.model.buffers()]
+        kept = [(buffer, buffer.clone()) for buffer in buffers]
         try:
             for part, part_weight in zip(parts, weights, strict=True):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.step.bfloat16):
+                with self._precision(device):
                     output = self.task.forward(self.model, part)
                 loss = self.task.losses(output, part)
                 check_finite(loss.detach(), part["index"], source, "training loss")
@@ -238,31 +245,53 @@ class _Compute:
                 losses.append(loss.detach())
         except Exception:
             self.task.model.zero_grad(set_to_none=True)
-            for buffer, before in buffers:
+            for buffer, before in kept:
                 buffer.copy_(before)
             raise
         return losses[0] if len(losses) == 1 else torch.cat(losses)
 
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager:
+        if self.step.bfloat16:
+            return torch.autocast(device.type, torch.bfloat16)
+        return contextlib.nullcontext()
 
-def _commit(state: TensorDict, index: Tensor, losses: Tensor, observe: bool) -> None:
-    """Write a finished step into the donated state."""
-    trained = len(index)
-    clock_step = tensor(state, "clock", "step").add_(1)
-    for entry in (("clock", "seen"), ("clock", "offset")):
-        tensor(state, *entry).add_(trained)
-    for entry in (("ledger", "forwarded"), ("ledger", "backwarded")):
-        tensor(state, *entry).add_(trained)
-    running, mean = tensor(state, "metrics", "train_loss"), losses.mean().double().cpu()
-    if torch.isnan(running):
-        running.copy_(mean)
-    else:
-        running.mul_(AVERAGE).add_(mean, alpha=1 - AVERAGE)
-    if observe:
-        scores, stamps = find(state, ("scores", "loss")), find(state, ("scores", "step"))
-        assert isinstance(scores, Tensor)
-        assert isinstance(stamps, Tensor)
-        scores[index] = losses.to(scores.device, scores.dtype)
-        stamps[index] = clock_step.to(stamps.dtype)
+
+class _Books:
+    """What a finished step writes beside weights and moments: clock, ledger, running loss, scores.
+
+    Written in place at every step, so that a donated state is never behind its weights.
+    """
+
+    def __init__(self, state: TensorDict, observe: bool) -> None:
+        self.seed = number(state, "seed")
+        self.passes = number(state, "clock", "passes")
+        self.step = number(state, "clock", "step")
+        self.weight = tensor(state, "weight")
+        self._step = tensor(state, "clock", "step")
+        counters = [("clock", "seen"), ("clock", "offset")]
+        counters += [("ledger", "forwarded"), ("ledger", "backwarded")]
+        self._counters = [tensor(state, *entry) for entry in counters]
+        self._running = tensor(state, "metrics", "train_loss")
+        self._started = not bool(torch.isnan(self._running))
+        self._observed = (
+            (tensor(state, "scores", "loss"), tensor(state, "scores", "step")) if observe else None
+        )
+
+    def commit(self, index: Tensor, losses: Tensor) -> None:
+        self.step += 1
+        self._step.fill_(self.step)
+        for counter in self._counters:
+            counter.add_(len(index))
+        mean = losses.mean().double().cpu()
+        if self._started:
+            self._running.mul_(AVERAGE).add_(mean, alpha=1 - AVERAGE)
+        else:
+            self._running.copy_(mean)
+            self._started = True
+        if self._observed is not None:
+            scores, stamps = self._observed
+            scores[index] = losses.to(scores.device, scores.dtype)
+            stamps[index] = self.step
 
 
 class _OpenStream:
