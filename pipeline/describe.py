@@ -24,7 +24,8 @@ def describe(graph: Stage) -> str:
         if stage.kind == "stage":
             what = f": {_names(stage.read_keys)} -> {_names(stage.write_keys)}"
         elif stage.flag is not None:
-            what = f" (when {key_name(stage.flag)})" if not stage.name.startswith("when ") else ""
+            shown = key_name(stage.flag) in stage.name  # as in the name it has by default
+            what = "" if shown else f" (when {key_name(stage.flag)})"
         else:
             what = f" ({stage.kind})"
         note = f"  [{stage.note}]" if stage.note else ""

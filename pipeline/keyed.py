@@ -29,7 +29,9 @@ def fold(seed: int, *parts: str | int) -> int:
 
     Different parts give keys that are independent for every practical purpose (BLAKE2b).
     """
-    text = "\x1f".join([f"i{seed}", *(f"s{p}" if isinstance(p, str) else f"i{p}" for p in parts)])
+    # Each part with its type and length, so that no text can pass for two parts.
+    named = [("s" if isinstance(part, str) else "i", str(part)) for part in (seed, *parts)]
+    text = "".join(f"{kind}{len(value)}:{value}" for kind, value in named)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -31,7 +31,7 @@ def key_set(keys: Iterable[KeyLike] | KeyLike) -> frozenset[Key]:
     if isinstance(keys, str):
         return frozenset([key_of(keys)])
     if isinstance(keys, tuple) and keys and all(isinstance(part, str) for part in keys):
-        return frozenset([tuple(str(part) for part in keys)])
+        return frozenset([key_of(tuple(str(part) for part in keys))])
     return frozenset(key_of(key) for key in keys)
 
 
@@ -128,11 +128,17 @@ def number(state: TensorDict, *key: str) -> int:
 
 
 def place(state: TensorDict, key: KeyLike, value: Tensor | TensorDict) -> None:
-    """Set an entry of a state in place, making the containers on the way."""
+    """Set an entry of a state in place, making the containers on the way.
+
+    Raises:
+        ValueError: a tensor stands where a container would have to be.
+    """
     path = key_of(key)
     for part in path[:-1]:
         inner = find(state, part)
-        if not isinstance(inner, TensorDict):
+        if isinstance(inner, Tensor):
+            raise ValueError(f"{part!r} is a tensor; {key_name(path)!r} cannot be below it")
+        if inner is None:
             inner = TensorDict({}, batch_size=[])
             state.set(part, inner)
         state = inner

@@ -49,20 +49,22 @@ def assert_stage_laws(stage: Stage, state: TensorDict) -> None:
     """
     before = clone(state)
     randomness = _global_random_state()
-    first = run(stage, state)
+    held = run(stage, state)
+    first = clone(held)  # a stage may keep what it returned, and change it at the next call
     _law(stage, randomness == _global_random_state(), "it touched the global random state")
     _same(stage, before, state, "it changed its input at")
     untouched = [p for p, _ in leaves(state) if not covered(p, stage.write_keys)]
     _same(stage, first, run(stage, state), "twice did not give the same at")
+    _same(stage, first, held, "a second call changed what the first had returned at")
 
     donated_input = clone(state)
     donated = run(stage, donated_input, donate=True)
-    _same(stage, first, donated, "donating the input changed the result at")
     read_only = dict(leaves(donated_input))
     original = dict(leaves(before))
     for path in untouched:
         same = same_bits(read_only[path], original[path])
         _law(stage, same, f"it changed {key_name(path)!r}, which it only reads")
+    _same(stage, first, donated, "donating the input changed the result at")
 
     scrambled = clone(state)
     for path, value in list(leaves(scrambled)):
@@ -71,19 +73,23 @@ def assert_stage_laws(stage: Stage, state: TensorDict) -> None:
     _same(stage, first, run(stage, scrambled), "it read an entry it only writes, seen at")
 
     fresh = clone(state)
-    result = dict(leaves(run(stage, fresh)))
-    owners: dict[int, Key] = {
-        v.untyped_storage().data_ptr(): p for p, v in leaves(fresh) if v.numel()
+    owners = {
+        v.untyped_storage().data_ptr(): f"the input's {key_name(p)!r}" for p, v in leaves(fresh)
     }
-    for path, value in result.items():
-        if covered(path, stage.write_keys) and value.numel():
-            owner = owners.get(value.untyped_storage().data_ptr())
-            _law(
-                stage,
-                owner is None,
-                f"what it returned at {key_name(path)!r} shares memory with the input's "
-                f"{key_name(owner) if owner else ''!r}: return a copy",
-            )
+    owners |= {
+        v.untyped_storage().data_ptr(): f"what an earlier call returned at {key_name(p)!r}"
+        for p, v in leaves(held)
+        if covered(p, stage.write_keys)
+    }
+    for path, value in leaves(run(stage, fresh)):
+        if not covered(path, stage.write_keys) or not value.numel():
+            continue
+        storage = value.untyped_storage().data_ptr()
+        owner = owners.setdefault(storage, f"{key_name(path)!r}")
+        start = f"what it returned at {key_name(path)!r} shares memory with "
+        _law(stage, owner == repr(key_name(path)), f"{start}{owner}: return a copy")
+        expanded = any(n > 1 and s == 0 for n, s in zip(value.shape, value.stride(), strict=True))
+        _law(stage, not expanded, f"{start}itself (an expanded tensor): return a copy")
 
 
 def _law(stage: Stage, held: bool, message: str) -> None:

@@ -91,7 +91,8 @@ class DatasetSource:
             return dict(zip(self.names, item, strict=True))
         raise ValueError(
             f"an item is a dictionary or a tuple of {len(self.names)} parts {self.names}, not "
-            f"{type(item).__name__}" + (f" of {len(item)}" if hasattr(item, "__len__") else "")
+            f"{type(item).__name__}"
+            + (f" of {len(item)}" if isinstance(item, tuple | list) else "")
         )
 
 

@@ -150,25 +150,30 @@ def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:
             changed a shape, a dtype or a device.
     """
     given = view_of(stage, state, donate=donate)
+    handed = dict(leaves(given))  # apply may set entries of the view; this is what it was given
     before = {
         path: (value.shape, value.dtype, value.device)
-        for path, value in leaves(given)
+        for path, value in handed.items()
         if covered(path, stage.write_keys)
     }
-    returned = stage.apply(given)
+    try:
+        returned = stage.apply(given)
+    except KeyError as error:
+        error.add_note(f"in stage {stage.name!r}, which sees only what it reads and writes")
+        raise
     if not isinstance(returned, TensorDict):
         raise ValueError(
             f"stage {stage.name!r} returned {type(returned).__name__}; apply returns a TensorDict "
             "of the entries it writes"
         )
     after = {p: v for p, v in leaves(returned) if covered(p, stage.write_keys)}
-    _check(stage, before, after, returned, given)
+    _check(stage, before, after, returned, handed)
     result = containers(state)
     if donate:
         _store(after, {path: tensor(state, *path) for path in after})
         return result
     for path, value in after.items():
-        place(result, path, value)
+        place(result, path, value.detach() if value.requires_grad else value)
     return result
 
 
@@ -215,7 +220,7 @@ def _check(
     before: dict[Key, tuple],
     after: dict[Key, Tensor],
     returned: TensorDict,
-    given: TensorDict,
+    handed: dict[Key, Tensor],
 ) -> None:
     """Refuse what a stage returned if it is not what it declared."""
     missing = sorted(key_name(p) for p in before if p not in after)
@@ -239,7 +244,7 @@ def _check(
                     f"on {was[2]} to {list(now[0])} {now[1]} on {now[2]}; shapes, dtypes and "
                     "devices are fixed"
                 )
-        elif not has(given, path) or find(given, path) is not value:
+        elif handed.get(path) is not value:
             raise ValueError(
                 f"stage {stage.name!r} returned {key_name(path)!r}, which it does not declare in "
                 f"writes{nearest(path, stage.write_keys)}"

@@ -53,6 +53,8 @@ class IndexBatches(BaseNode[Tensor]):
 
     def __init__(self, index: Tensor, batch_size: int, offset: int = 0) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.index = index
         self.batch_size = batch_size
         self.start = offset

@@ -67,7 +67,7 @@ def _innermost(state: TensorDict) -> list[Key]:
 
 
 def _same_names(stages: list[Stage]) -> list[str]:
-    """A line for each name that two different stages have."""
+    """A line for each name that stands more than once in the graph."""
     by_name: dict[str, list[Stage]] = {}
     for stage in stages:
         by_name.setdefault(stage.name, []).append(stage)
@@ -92,5 +92,8 @@ def _unsupplied(
                 f"{later[0]!r} an init that provides a first value"
             )
     writers = {k for s in primitive for k in s.write_keys if s is not stage}
-    hint = nearest(key, known | writers) or "; add it to the state, or give a stage an init for it"
+    hint = (
+        nearest(key, (known | writers) - {key})
+        or "; add it to the state, or give a stage an init for it"
+    )
     return start + f"is neither in the state nor provided by any stage's init{hint}"

@@ -9,6 +9,10 @@ from attent.pipeline import TensorSource, bare_state
 from tests.tiny import TinyTask, tiny_source
 
 
+# Models here are so small that a second thread only waits for the first.
+torch.set_num_threads(1)
+
+
 @pytest.fixture
 def task() -> TinyTask:
     return TinyTask()
