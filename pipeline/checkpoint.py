@@ -85,7 +85,7 @@ def load_state(path: str | Path) -> tuple[TensorDict, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or corrupt: {error}") from error
     if metadata.get("format") != "attent-state":

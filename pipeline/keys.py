@@ -83,7 +83,7 @@ def find(state: TensorDict, key: KeyLike) -> Tensor | TensorDict | None:
     """The entry at ``key``, or ``None`` where there is none."""
     value: Tensor | TensorDict | None = state
     for part in key_of(key):
-        if not isinstance(value, TensorDict) or part not in value.keys():  # noqa: SIM118
+        if not isinstance(value, TensorDict) or part not in value.keys():
             return None
         value = value.get(part)
     return value

@@ -127,9 +127,9 @@ def train(
                 if step.clip is not None:
                     nn.utils.clip_grad_norm_(list(params.values()), step.clip)
                 room = room.after(len(losses))
-                bound.step(room.seen / room.budget)
+                rate = bound.step(room.seen / room.budget)
                 bound.torch.zero_grad(set_to_none=True)
-                books.commit(batch["index"], losses)
+                books.commit(batch["index"], losses, rate)
                 if room.examples <= 0:
                     break
         streams.left_at(room)
@@ -138,12 +138,14 @@ def train(
     def init(state: TensorDict) -> TensorDict:
         if not has(state, "optim"):
             place(state, "optim", moments(optimizer, trainable(task.model)))
-        ensure(state, ("metrics", "train_loss"), torch.tensor(math.nan, dtype=torch.float64))
+        for figure in ("train_loss", "lr"):
+            ensure(state, ("metrics", figure), torch.tensor(math.nan, dtype=torch.float64))
         if observe:
             ensure_scores(state, "loss", num_examples)
         return state
 
-    writes = {"params", "buffers", "optim", ("metrics", "train_loss")} | {
+    figures = {("metrics", "train_loss"), ("metrics", "lr")}
+    writes = {"params", "buffers", "optim"} | figures | {
         ("clock", "offset"), ("clock", "step"), ("clock", "seen"),
         ("ledger", "forwarded"), ("ledger", "backwarded"),
     }  # fmt: skip
@@ -158,8 +160,7 @@ def train(
         writes=writes,
         apply=apply,
         init=init,
-        provides={"optim", ("metrics", "train_loss")}
-        | ({("scores", "loss")} if observe else set()),
+        provides={"optim"} | figures | ({("scores", "loss")} if observe else set()),
         note=f"{optimizer.name}, batches of {step.batch_size}, up to {steps} steps a tick",
     )
 
@@ -271,17 +272,19 @@ class _Books:
         counters = [("clock", "seen"), ("clock", "offset")]
         counters += [("ledger", "forwarded"), ("ledger", "backwarded")]
         self._counters = [tensor(state, *entry) for entry in counters]
+        self._rate = tensor(state, "metrics", "lr")
         self._running = tensor(state, "metrics", "train_loss")
         self._started = not bool(torch.isnan(self._running))
         self._observed = (
             (tensor(state, "scores", "loss"), tensor(state, "scores", "step")) if observe else None
         )
 
-    def commit(self, index: Tensor, losses: Tensor) -> None:
+    def commit(self, index: Tensor, losses: Tensor, rate: float) -> None:
         self.step += 1
         self._step.fill_(self.step)
         for counter in self._counters:
             counter.add_(len(index))
+        self._rate.fill_(rate)
         mean = losses.mean().double().cpu()
         if self._started:
             self._running.mul_(AVERAGE).add_(mean, alpha=1 - AVERAGE)

@@ -106,6 +106,8 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     _set_threads(config)
     build = COMMANDS[command][1]
     run = build(config)
+    for warning in run.plan.warnings():
+        say(f"warning: {warning}")
     folder = RunFolder(_new_folder(command, config))
     folder.path.mkdir(parents=True, exist_ok=True)
     values = {"command": command, **as_dict(config), "output_dir": str(folder.path)}

@@ -89,7 +89,7 @@ def score_distributions(run: History) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         ax: Axes = figure.subplots()
-        floor = 1e-4
+        floor = 1e-6
         logs = [np.log10(np.maximum(s.scores, floor)) for s in scored]
         places = np.arange(1, len(scored) + 1)
         parts = ax.violinplot(logs, places, widths=0.85, showextrema=False, points=200)

@@ -1,5 +1,6 @@
 """The loop and its observers."""
 
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from attent.pipeline import (
     Observer,
     Selections,
     Stage,
+    adamw,
     attent_complex,
     attent_simple,
     evaluate,
@@ -35,6 +37,7 @@ from attent.pipeline import (
     select,
     sequence,
     summary,
+    warmup_cosine,
     when,
 )
 from attent.pipeline.keys import clone, differences
@@ -86,6 +89,24 @@ def test_a_run_ends_exactly_on_budget_and_the_ledger_says_what_it_cost():
     # Evaluated after every 20 examples; steps may overshoot, so count the distinct evaluations.
     assert sum("val_loss" in line for line in seen.lines) == 8
     assert seen.lines[-1]["val_loss"] == pytest.approx(float(state["metrics", "val_loss"]))
+
+
+def test_the_learning_rate_used_is_logged_and_never_jumps():
+    """Defects A2 and A6: a meter never fed; a schedule that jumped where the subset changed."""
+    schedule = warmup_cosine(0.1, warmup=0.25)
+    task, source = TinyTask(), tiny_source()
+    trainer = tiny_train(task, source, steps=1, optimizer=adamw(schedule))
+    tick = attent_complex(
+        task, source, train=trainer, epochs=8, cycles=2, interval=fixed_interval(2)
+    )
+    seen = Recorder()
+    fit(tick, initial_state(task, source), observers=[seen])
+    assert seen.lines[-1]["lr"] == 0.0
+    for line in seen.lines:
+        assert line["lr"] == schedule(line["seen"] / 160)
+    rates = [line["lr"] for line in seen.lines]
+    # Batches of 4 of 160, a warm-up of 40: a step moves the rate by at most a tenth of its peak.
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) <= 0.1 / 10 + 1e-12
 
 
 def test_saving_counts_scoring():

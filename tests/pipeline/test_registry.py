@@ -24,7 +24,7 @@ def _ready(stage_of, *flags, **task_options):
     state["plan", "budget"] = torch.tensor(60)
     stage = stage_of(task, source)
     state = initialize(stage, state)
-    if "loss" not in state["scores"].keys():  # noqa: SIM118
+    if "loss" not in state["scores"].keys():
         state["scores", "loss"] = torch.zeros(len(source))
     state["scores", "loss"] = torch.arange(len(source)) / 7
     state["scores", "step"] = torch.zeros(len(source), dtype=torch.int32)

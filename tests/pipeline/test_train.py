@@ -222,7 +222,7 @@ def test_clipping_bounds_the_step():
 
 
 def test_decay_is_for_matrices_only():
-    task, source = vit_task(), vit_source()
+    task = vit_task()
     decayed = {name for name, p in trainable(task.model).items() if decays(name, p)}
     assert "blocks.0.attn.qkv.weight" in decayed
     assert "patch_embed.proj.weight" in decayed
