@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from attent.models import build_vit
 from attent.pipeline import (

@@ -37,10 +37,12 @@ def evaluate(
     Writes the metrics, ``metrics/<split>_step`` (when), and clears ``plan/eval_due``.
 
     Raises:
-        ValueError: the source is empty.
+        ValueError: the source is empty, or a batch would be.
     """
     if len(source) < 1:
         raise ValueError(f"the {split} split holds no examples")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
     names = tuple(task.metrics())
 
     def apply(state: TensorDict) -> TensorDict:

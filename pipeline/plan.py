@@ -195,12 +195,14 @@ def complex_plan(
     ratio, interval = ratio or cosine(0.2, 0.8), interval or fixed_interval(5)
     if cycles < 1:
         raise ValueError(f"total_cycles must be at least 1, got {cycles}")
+    if accounting not in ("examples", "passes"):
+        raise ValueError(f"accounting is 'examples' or 'passes', not {accounting!r}")
     if first < 0:
         raise ValueError(f"full epochs before the first cycle are at least 0, got {first}")
     progress = [1.0 if cycles == 1 else c / (cycles - 1) for c in range(cycles)]
     ratios = [ratio(p) for p in progress]
     sizes = [count(r, num_examples) for r in ratios]
-    intervals = [int(interval(p)) for p in progress]
+    intervals = [_whole_passes(interval(p)) for p in progress]
     if accounting == "passes":
         full_epochs, budget = _share_passes(num_examples, epochs, sizes, intervals, first)
     else:
@@ -254,7 +256,7 @@ def _share_passes(
     num_examples: int, epochs: float, sizes: Sequence[int], intervals: Sequence[int], first: int
 ) -> tuple[list[int], int]:
     """The published accounting: a pass over a subset is an epoch, and every epoch is counted."""
-    if epochs != int(epochs) or epochs < 1:
+    if not math.isfinite(epochs) or epochs != int(epochs) or epochs < 1:
         raise PlanError(f"with budget: passes, epochs is a whole number, got {epochs}")
     left = int(epochs) - first - sum(intervals)
     if left < 0:
@@ -274,6 +276,12 @@ def _share_passes(
     return full, trained + sum(k * i for k, i in zip(sizes, intervals, strict=True))
 
 
+def _whole_passes(interval: float) -> int:
+    if interval < 1 or interval != int(interval):
+        raise ValueError(f"an interval is a whole number of passes, at least 1, got {interval}")
+    return int(interval)
+
+
 def _spread(total: int, parts: int) -> list[int]:
     """A whole number shared out evenly, the remainder to the earliest."""
     return [total // parts + (i < total % parts) for i in range(parts)]
@@ -285,7 +293,6 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _epochs_to_examples(num_examples: int, epochs: float) -> int:
-    budget = round(epochs * num_examples)
-    if not math.isfinite(epochs) or budget < 1:
+    if not math.isfinite(epochs) or round(epochs * num_examples) < 1:
         raise ValueError(f"epochs must be above 0, got {epochs}")
-    return budget
+    return round(epochs * num_examples)

@@ -93,7 +93,7 @@ def soft(temperature: float = 1.0, normalization: Normalization = "softmax") -> 
             else:
                 log_p = part - top
             gumbel = noisy.clamp_min_(1e-30).log_().neg_()
-            gumbel.add_(log_p.div_(temperature))
+            gumbel.add_(log_p.div_(max(temperature, 1e-30)))  # below, float32 would divide by 0
         return top_k_mask(perturbed, count(ratio, len(scores)), key), None
 
     return Rule(name=f"soft({normalization}, T={temperature:g})", choose=choose, redraws=True)

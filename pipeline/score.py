@@ -51,11 +51,10 @@ def score(
         ValueError: a signal of that name does not exist, or a size is below 1.
     """
     chosen = signal_of(signal)
-    if batch_size < 1 or (examples_per_tick is not None and examples_per_tick < 1):
-        raise ValueError(
-            f"batch_size and examples_per_tick are at least 1, got {batch_size} and "
-            f"{examples_per_tick}"
-        )
+    sizes = {"batch_size": batch_size, "chunk": chunk, "examples_per_tick": examples_per_tick}
+    for size, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{size} is at least 1, got {value}")
     num_examples = len(source)
 
     def apply(state: TensorDict) -> TensorDict:

@@ -96,3 +96,12 @@ def _check_choice(rule: Rule, mask: Tensor, weight: Tensor | None, num_examples:
             f"rule {rule.name!r} returned {weight.dtype} weights of {list(weight.shape)}; they "
             f"must be float32 of [{num_examples}]"
         )
+    if weight is not None:
+        # A step divides by the sum of its batch's weights.
+        bad = mask & ~((weight > 0) & torch.isfinite(weight))
+        if bool(bad.any()):
+            first = int(bad.nonzero()[0])
+            raise ValueError(
+                f"rule {rule.name!r} gave a weight of {float(weight[first])} to the selected "
+                f"example {first}; it must be above 0 and finite"
+            )

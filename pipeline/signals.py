@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from attent.pipeline.task import Task
@@ -61,8 +62,9 @@ def grad_norms(
 
         return _norm(grad(loss)(params))
 
-    # The context only stops torch's own graph: `grad` differentiates inside.
-    with torch.no_grad():
+    # no_grad only stops torch's own graph: `grad` differentiates inside. vmap has no rule for the
+    # fused attention of the CPU and would loop over it.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         return vmap(norm, in_dims=(None, 0), chunk_size=chunk)(params, batch).float()
 
 

@@ -8,7 +8,6 @@ import torch
 from attent.pipeline import TensorSource, bare_state
 from tests.tiny import TinyTask, tiny_source
 
-
 # Models here are so small that a second thread only waits for the first.
 torch.set_num_threads(1)
 
