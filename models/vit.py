@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -53,8 +54,12 @@ def build_vit(
         model_args: further arguments of the model.
 
     Raises:
-        ValueError: no such model, with the nearest names.
+        ValueError: no such model, with the nearest names; arguments it does not take; images that
+            are not a whole number of patches.
     """
+    taken = sorted({"num_classes", "in_chans", "img_size"} & set(model_args or {}))
+    if taken:
+        raise ValueError(f"model_args: {', '.join(taken)} follows from the data; leave it out")
     given: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
     given |= {"in_chans": in_chans} if in_chans is not None else {}
     given |= {"img_size": img_size} if img_size is not None else {}
@@ -62,13 +67,37 @@ def build_vit(
     if name in _SMALL:
         if pretrained:
             raise ValueError(f"there are no pretrained weights of {name!r}")
-        return VisionTransformer(**(_SMALL[name] | given))
+        return _made(VisionTransformer, _SMALL[name] | given, name, model_args)
     if not timm.is_model(name):
         known = [*_SMALL, *timm.list_models()]
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"no model {name!r} here or in timm{hint}")
-    return timm.create_model(name, pretrained=pretrained, **given)
+    make = functools.partial(timm.create_model, name, pretrained=pretrained)
+    return _made(make, given, name, model_args)
+
+
+def _made(
+    make: Callable[..., nn.Module],
+    given: Mapping[str, Any],
+    name: str,
+    model_args: Mapping[str, Any] | None,
+) -> nn.Module:
+    """The model, its constructor's complaints told as the user's mistakes they are."""
+    try:
+        model = make(**given)
+    except (TypeError, AssertionError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"model {name!r} cannot be made with model_args {dict(model_args or {})}: {error}"
+        ) from error
+    embed, size = getattr(model, "patch_embed", None), given.get("img_size")
+    patch = getattr(embed, "patch_size", None)
+    if size is not None and patch is not None and size % patch[0]:
+        raise ValueError(
+            f"images of {size} pixels a side are not a whole number of patches of {patch[0]}: what "
+            "is left over would never be seen; set patch_size in model_args, or another image size"
+        )
+    return model
 
 
 def input_size(name: str) -> tuple[int, int] | None:

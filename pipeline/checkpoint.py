@@ -85,7 +85,9 @@ def load_state(path: str | Path) -> tuple[TensorDict, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # Cloned into memory of torch's own alignment: in the file a tensor may begin anywhere,
+            # and kernels that go by alignment give other last bits.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or corrupt: {error}") from error
     if metadata.get("format") != "attent-state":
@@ -210,7 +212,8 @@ class CheckpointFolder:
             if damaged and not allow_previous:
                 raise CheckpointError(
                     f"{'; '.join(damaged)}. The previous good checkpoint is {path.name} (step "
-                    f"{step}): allow the previous one to go on from there"
+                    f"{step}); to go on from there: allow_previous (attent resume RUN "
+                    "--allow_previous)"
                 )
             return state, about, path
         raise CheckpointError(f"every checkpoint in {self.path} is damaged: {'; '.join(damaged)}")

@@ -150,7 +150,6 @@ class Checkpoints(Observer):
         self.about = dict(about or {})
         self.best = best
         self.larger_is_better = larger_is_better
-        self._saved = self._measured = -1
         self._due = 0
         self._best_value = math.nan
 
@@ -160,13 +159,10 @@ class Checkpoints(Observer):
             leftover.unlink()
         self._due = self._next(state)
         step = number(state, "clock", "step")
-        self._measured = step
         if self.best and self.folder.best.is_file():
-            about = load_state(self.folder.best)[1]
-            # A best from after the checkpoint that is resumed will be met again.
-            if about["step"] <= step:
-                self._best_value = about[self.best]
-        if step not in self.folder.steps():
+            # Also one from after the checkpoint that is resumed: it will be met again as it was.
+            self._best_value = load_state(self.folder.best)[1][self.best]
+        if step not in self.folder.steps() or self._new_best(state) is not None:
             self._save(state)
 
     def tick(self, state: TensorDict) -> None:
@@ -184,12 +180,12 @@ class Checkpoints(Observer):
         return (number(state, "clock", "seen") // self.every + 1) * self.every
 
     def _new_best(self, state: TensorDict) -> float | None:
-        """The metric, if it was measured since the last best and is better."""
+        """The metric, if it was measured at this very step and is the best so far."""
         if self.best is None or not has(state, ("metrics", self.best)):
             return None
         measured = number(state, "metrics", self.best.split("_")[0] + "_step")
         value = float(tensor(state, "metrics", self.best))
-        if measured <= self._measured or not math.isfinite(value):
+        if measured != number(state, "clock", "step") or not math.isfinite(value):
             return None
         better = value > self._best_value if self.larger_is_better else value < self._best_value
         return value if better or math.isnan(self._best_value) else None
@@ -200,7 +196,7 @@ class Checkpoints(Observer):
         path = self.folder.save(state, step, about)
         best = self._new_best(state)
         if best is not None:
-            self._best_value, self._measured = best, step
+            self._best_value = best
             self.folder.mark_best(path)
 
 

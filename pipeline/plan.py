@@ -103,9 +103,9 @@ class Plan:
             saved = TRAIN_COST * (self.num_examples - phase.size) * passes
             if saved <= paid:
                 found.append(
-                    f"cycle {phase.cycle} cannot pay: scoring {self.num_examples:,} examples costs "
-                    f"{paid:,} forwards, and {passes:g} passes over {phase.size:,} of them instead "
-                    f"of all save {TRAIN_COST} x {self.num_examples - phase.size:,} x {passes:g} = "
+                    f"cycle {phase.cycle + 1} cannot pay: scoring {self.num_examples:,} examples "
+                    f"costs {paid:,} forwards, and {passes:g} passes over {phase.size:,} of them "
+                    f"instead of all save {TRAIN_COST} x {self.num_examples - phase.size:,} x {passes:g} = "
                     f"{saved:,.0f}"
                 )
         return found
@@ -277,7 +277,7 @@ def _share_passes(
 
 
 def _whole_passes(interval: float) -> int:
-    if interval < 1 or interval != int(interval):
+    if not math.isfinite(interval) or interval < 1 or interval != int(interval):
         raise ValueError(f"an interval is a whole number of passes, at least 1, got {interval}")
     return int(interval)
 

@@ -40,6 +40,7 @@ from attent.pipeline import (
     warmup_cosine,
 )
 from attent.pipeline.keyed import all_global_generators, fold
+from attent.pipeline.source import fetch_batch
 from attent.tasks.classification import Augment, Classification
 from attent.tasks.config import ClassifyConfig, ConfigError
 from attent.tasks.data.digits import digits
@@ -180,7 +181,7 @@ def _labels(source: Source) -> torch.Tensor:
 
 
 def _model(config: ClassifyConfig, source: Source, num_classes: int) -> nn.Module:
-    image = source.fetch(torch.tensor([0]))["image"]
+    image = fetch_batch(source, torch.tensor([0]))["image"]
     channels, height, width = image.shape[1:]
     if height != width:
         raise ConfigError(f"images are {height} x {width}; they must be square")

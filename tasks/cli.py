@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 import sys
 import warnings
@@ -34,6 +35,7 @@ def parser() -> ArgumentParser:
     top = ArgumentParser(
         prog="attent",
         exit_on_error=False,
+        allow_abbrev=False,
         description="Train on the examples worth learning from.",
     )
     commands = top.add_subcommands(required=True, dest="command")
@@ -70,7 +72,7 @@ def parser() -> ArgumentParser:
 
 
 def _training_parser(config: type, description: str, *, positional: bool = False) -> ArgumentParser:
-    sub = ArgumentParser(exit_on_error=False, description=description)
+    sub = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
     sub.add_argument("--config", action="config", help="a YAML file of the options below")
     if positional:
         sub.add_argument(
@@ -88,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["plan"] and len(argv) > 1 and not argv[1].startswith("-"):
         argv[1:2] = ["--config", argv[1]]
+    argv = _files_first(argv)
     warnings.showwarning = _show_warning
     try:
         try:
@@ -96,11 +99,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(_readable(str(error), argv)) from error
         return _COMMANDS[parsed.command](parsed[parsed.command])
     except ValueError as error:
-        say("error: " + explain(str(error), argv, _options()))
+        say("error: " + explain(str(error), argv))
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         say("stopped at once; the last checkpoint is whole")
         return EXIT_INTERRUPTED
+
+
+def _files_first(argv: list[str]) -> list[str]:
+    """The command line with ``--config FILE`` first: flags win over it wherever it stood."""
+    files, others = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, *itertools.islice(words, 1)]
+        elif word.startswith("--config="):
+            files.append(word)
+        else:
+            others.append(word)
+    return [*others[:1], *files, *others[1:]]
 
 
 def _show_warning(message: Warning | str, category: type, filename: str, *rest: object) -> None:
@@ -116,6 +133,8 @@ def _options() -> list[str]:
 def _readable(message: str, argv: Sequence[str]) -> str:
     """Jsonargparse's message on one line, with the nearest name of an option it does not know."""
     message = re.sub(r"\s*\n\s*", " ", message).strip()
+    files = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    message = message.replace("<unicode string>", files[-1] if files else "the command line")
     message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
     message = message.replace("typing.Literal", "one of ").replace("<class '", "").replace("'>", "")
     unknown = re.search(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -189,6 +190,7 @@ def check(config: ClassifyConfig) -> None:
     Raises:
         ConfigError: names the option and what is accepted.
     """
+    _check_types(config)
     at_least_one = (
         "initial_interval", "max_interval", "total_cycles", "epochs", "batch_size", "accumulate",
         "steps_per_tick", "keep", "score_chunk",
@@ -230,6 +232,34 @@ def check(config: ClassifyConfig) -> None:
         raise ConfigError(f"device is auto, cpu, cuda or cuda:N, not {config.device!r}")
 
 
+def _check_types(config: Any) -> None:
+    """Refuse values of another type, and choices that there are not."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, accepted = getattr(config, field.name), hints[field.name]
+        options = get_args(accepted) if get_origin(accepted) in (types.UnionType,) else (accepted,)
+        if not any(_is_a(value, option) for option in options):
+            names = " or ".join(map(_type_name, options))
+            raise ConfigError(f"{field.name} must be {names}, got {value!r}")
+
+
+def _is_a(value: Any, accepted: Any) -> bool:
+    if get_origin(accepted) is Literal:
+        return isinstance(value, str) and value in get_args(accepted)
+    if accepted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if accepted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, get_origin(accepted) or accepted)
+
+
+def _type_name(accepted: Any) -> str:
+    if get_origin(accepted) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(accepted)))
+    names = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+    return names.get(accepted, "null" if accepted is type(None) else "a mapping")
+
+
 def _need(config: ClassifyConfig, name: str, holds: Any, accepted: str) -> None:
     value = getattr(config, name)
     if not holds(value):
@@ -257,6 +287,11 @@ def without_effect(config: ClassifyConfig) -> list[str]:
     if config.selection_strategy == "random":
         why = "selection_strategy random asks no scores"
         idle |= {"signal": why, "scores": why}
+    if config.data == "digits" or config.data.endswith(".npz"):
+        kind = "digits" if config.data == "digits" else ".npz"
+        idle["image_size"] = f"{kind} data keep their size"
+    else:
+        idle["held_out"] = "a folder has its own val split"
     if config.optimizer != "sgd":
         idle["momentum"] = f"optimizer is {config.optimizer}"
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
@@ -291,19 +326,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def explain(message: str, argv: Sequence[str], known: Iterable[str]) -> str:
+def explain(message: str, argv: Sequence[str]) -> str:
     """The message, with where each option it names was set: a flag, or a line of a YAML file.
 
     Args:
         message: of an error.
         argv: the command line.
-        known: the options' names.
     """
-    origins = _origins(argv)
     said = [
-        f"  {name}: {origins[name]}"
-        for name in known
-        if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message) and name in origins
+        f"  {name}: {origin}"
+        for name, origin in _origins(argv).items()
+        if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message)
     ]
     return "\n".join([message, *said])
 

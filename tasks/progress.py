@@ -7,12 +7,16 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
+from rich.table import Column
 from tensordict import TensorDict
 
 from attent.pipeline.keys import has, number, tensor
 from attent.pipeline.observers import Observer, Reason, saving
 from attent.pipeline.plan import Plan
+
+WIDE = 110
+"""Columns of a terminal from which on there is room for a bar beside the numbers."""
 
 
 class ProgressBar(Observer):
@@ -28,13 +32,16 @@ class ProgressBar(Observer):
         self.console = console or Console(stderr=True)
         self.metric = metric
         self.cycles = 1 + max(phase.cycle for phase in plan.phases)
-        self._bar = Progress(
+        line = "{task.fields[cycle]}  {task.percentage:3.0f}% {task.fields[numbers]}"
+        columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.fields[cycle]}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[numbers]}"),
-            console=self.console,
-        )
+        ]
+        if self.console.width < WIDE:  # cut at the end instead of folded, and no room for a bar
+            columns = [TextColumn(line, table_column=Column(no_wrap=True, overflow="crop"))]
+        self._bar = Progress(*columns, console=self.console)
         self._began = time.monotonic()
         self._seen_at_start = 0
         self._evaluated = -1
@@ -86,8 +93,8 @@ class ProgressBar(Observer):
             f"ratio {selected:.2f}",
             f"loss {_figure(state, 'train_loss')}",
             f"{self.metric.split('_', 1)[1]} {_figure(state, self.metric)}",
-            f"{rate:,.0f} ex/s",
             f"saved {saving(state):.0%}",
+            f"{rate:,.0f} ex/s",
             f"{_minutes(left)} left",
         ]
         where = "warm-up" if cycle < 0 else f"cycle {cycle + 1}/{self.cycles}"

@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,10 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
-        values = yaml.safe_load(self.config.read_text())
+        try:
+            values = yaml.safe_load(self.config.read_text())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{self.config} is not YAML: {error}") from error
         command = values.pop("command", None) if isinstance(values, dict) else None
         if command not in COMMANDS:
             raise ConfigError(f"{self.config} names no known command, but {command!r}")
@@ -109,7 +113,10 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     for warning in run.plan.warnings():
         say(f"warning: {warning}")
     folder = RunFolder(_new_folder(command, config))
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {folder.path} cannot be made: {error.strerror}") from error
     values = {"command": command, **as_dict(config), "output_dir": str(folder.path)}
     write_atomically(folder.config, yaml.safe_dump(values, sort_keys=False).encode())
     _write_environment(folder, run)
@@ -208,7 +215,8 @@ def _new_folder(command: str, config: Any) -> Path:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"output_dir: {path} exists and is not an empty folder")
         return path
-    taken = [int(p.name.rsplit("-", 1)[1]) for p in Path("out").glob(f"{command}-[0-9]*")]
+    names = (re.fullmatch(rf"{command}-(\d+)", p.name) for p in Path("out").glob("*"))
+    taken = [int(match[1]) for match in names if match]
     return Path("out") / f"{command}-{max(taken, default=0) + 1}"
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from attent.pipeline.source import TensorSource
+from attent.tasks.data.split import stratified
 
 
 def digits(held_out: float = 0.2, *, seed: int = 0) -> tuple[TensorSource, TensorSource]:
@@ -28,9 +28,7 @@ def digits(held_out: float = 0.2, *, seed: int = 0) -> tuple[TensorSource, Tenso
     data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1)
     labels = torch.tensor(data.target, dtype=torch.int64)
-    train, test = train_test_split(
-        range(len(labels)), test_size=held_out, random_state=seed, stratify=data.target
-    )
+    train, test = map(torch.from_numpy, stratified(data.target, held_out, seed=seed))
     mean, deviation = images[train].mean(), images[train].std()
     images = (images - mean) / deviation
     return tuple(  # type: ignore[return-value]

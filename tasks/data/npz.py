@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 
 from attent.pipeline.source import TensorSource
+from attent.tasks.data.split import stratified
 
 
 def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[TensorSource, TensorSource]:
@@ -27,13 +28,7 @@ def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[TensorSour
     Raises:
         ValueError: the file does not hold that; says what was found.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if not {"images", "labels"} <= set(file.files):
-            raise ValueError(
-                f"{path} holds {', '.join(file.files) or 'nothing'}; expected arrays 'images' "
-                "[N, H, W] or [N, H, W, C] and 'labels' [N]"
-            )
-        images, labels = file["images"], file["labels"]
+    images, labels = _read(Path(path))
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -43,14 +38,14 @@ def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[TensorSour
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{path}: labels are {labels.dtype}; expected integers")
+    if not len(labels):
+        raise ValueError(f"{path} holds no images")
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:
         raise ValueError(
             f"{path}: class {classes[counts.argmin()]} has one example; a split needs two of each"
         )
-    rows = np.arange(len(labels))
-    split = train_test_split(rows, test_size=held_out, random_state=seed, stratify=labels)
-    train, test = np.asarray(split[0]), np.asarray(split[1])
+    train, test = stratified(labels, held_out, seed=seed)
     pixels = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     mean = pixels[train].mean(dim=(0, 2, 3), keepdim=True)
     deviation = pixels[train].std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
@@ -62,3 +57,24 @@ def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[TensorSour
         return TensorSource({"image": pixels[index], "label": targets[index]})
 
     return part(train), part(test)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The two arrays of a file, whatever they hold."""
+    try:
+        # Unzipped by hand: np.load would also take a bare array or a pickle for what it is given.
+        with zipfile.ZipFile(path) as archive:
+            found = sorted(name.removesuffix(".npy") for name in archive.namelist())
+        if not {"images", "labels"} <= set(found):
+            raise ValueError(
+                f"{path} holds {', '.join(found) or 'nothing'}; expected arrays 'images' [N, H, W] "
+                "or [N, H, W, C] and 'labels' [N]"
+            )
+        with np.load(path, allow_pickle=False) as file:
+            return file["images"], file["labels"]
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not an .npz file, or is damaged: {error}") from error
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} cannot be read: {error}") from error

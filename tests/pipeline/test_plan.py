@@ -91,6 +91,18 @@ def test_a_long_interval_borrows_from_the_latest_cycles():
     assert plan.passes == pytest.approx(11)
 
 
+def test_the_latest_cycles_lend_first():
+    # Shares of 15 passes: 5, 5, 5. Intervals 1, 1, 9: 4, 4 and -4 full epochs; the second cycle
+    # lends its 4, the first keeps its own.
+    plan = complex_plan(
+        100, 16, ratio=constant(0.5), interval=lambda p: 9 if p == 1 else 1, cycles=3,
+        accounting="passes",
+    )  # fmt: skip
+    assert [(p.size, p.passes) for p in plan.phases] == [
+        (100, 1), (50, 1), (100, 4), (50, 1), (50, 9),
+    ]  # fmt: skip
+
+
 OPTIONS = {
     "num_examples": st.integers(1, 300),
     "epochs": st.integers(1, 40),
@@ -252,7 +264,7 @@ def test_warns_where_scoring_cannot_pay():
     assert complex_plan(300, 5, ratio=constant(199 / 300), **one).warnings() == []
     (found,) = complex_plan(300, 5, ratio=constant(200 / 300), **one).warnings()
     assert found == (
-        "cycle 0 cannot pay: scoring 300 examples costs 300 forwards, and 1 passes over 200 of "
+        "cycle 1 cannot pay: scoring 300 examples costs 300 forwards, and 1 passes over 200 of "
         "them instead of all save 3 x 100 x 1 = 300"
     )
     dear = complex_plan(300, 5, ratio=constant(0.5), score_cost=3, **one)
@@ -264,7 +276,7 @@ def test_warns_where_scoring_cannot_pay():
 def test_warns_of_the_cycles_concerned():
     # Ratios 0.5, 0.7, 0.9 for one pass: 150, 90 and 30 saved for 100.
     plan = complex_plan(100, 9, ratio=incremental(0.5, 0.9), interval=fixed_interval(1), cycles=3)
-    assert [w.split()[1] for w in plan.warnings()] == ["1", "2"]
+    assert [w.split()[1] for w in plan.warnings()] == ["2", "3"]  # of 1 to 3
 
 
 def test_a_phase_the_budget_cuts_short():
@@ -314,6 +326,8 @@ def test_an_interval_schedule_of_no_passes(passes, accounting):
     # 0 passes mean "to the end of the budget": in the middle of a plan that would eat the rest.
     with pytest.raises(ValueError, match=r"interval.*at least 1"):
         complex_plan(100, 30, interval=lambda p: passes, cycles=2, accounting=accounting)
+    with pytest.raises(ValueError, match=r"interval.*at least 1, got nan"):
+        complex_plan(100, 30, interval=lambda p: math.nan, cycles=2, accounting=accounting)
 
 
 def test_nothing_left_after_the_first_epochs():
