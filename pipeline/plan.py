@@ -102,11 +102,11 @@ class Plan:
             paid = self.score_cost * self.num_examples
             saved = TRAIN_COST * (self.num_examples - phase.size) * passes
             if saved <= paid:
+                spared = self.num_examples - phase.size
                 found.append(
                     f"cycle {phase.cycle + 1} cannot pay: scoring {self.num_examples:,} examples "
                     f"costs {paid:,} forwards, and {passes:g} passes over {phase.size:,} of them "
-                    f"instead of all save {TRAIN_COST} x {self.num_examples - phase.size:,} x {passes:g} = "
-                    f"{saved:,.0f}"
+                    f"instead of all save {TRAIN_COST} x {spared:,} x {passes:g} = {saved:,.0f}"
                 )
         return found
 
