@@ -48,7 +48,7 @@ def evaluate(
     def apply(state: TensorDict) -> TensorDict:
         model, metrics = Frozen(task, state), task.metrics()
         with torch.no_grad():
-            for batch in Stream(source, torch.arange(len(source)), batch_size, loading=loading):
+            for batch in Stream(source, range(len(source)), batch_size, loading=loading):
                 ready = model.prepare(batch)
                 task.update(metrics, task.forward(model, ready), ready)
         for metric in names:

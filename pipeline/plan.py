@@ -208,16 +208,17 @@ def complex_plan(
     else:
         full_epochs, budget = _share_examples(num_examples, epochs, sizes, intervals, first)
     phases = [Phase(cycle=-1, ratio=1.0, size=num_examples, passes=first)] if first else []
-    for c in range(cycles):
+    for c, share in enumerate(ratios):
+        subset = share < 1
         phases.append(
             Phase(
                 cycle=c,
-                ratio=ratios[c],
+                ratio=share,
                 size=sizes[c],
                 passes=intervals[c],
-                score=score and ratios[c] < 1,
-                redraw=redraw and ratios[c] < 1,
-            )
+                score=score and subset,
+                redraw=redraw and subset,
+            )  # fmt: skip
         )
         if full_epochs[c]:
             phases.append(Phase(cycle=c, ratio=1.0, size=num_examples, passes=full_epochs[c]))

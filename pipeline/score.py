@@ -58,22 +58,10 @@ def score(
     num_examples = len(source)
 
     def apply(state: TensorDict) -> TensorDict:
-        cursor = number(state, "clock", "cursor")
-        end = num_examples if examples_per_tick is None else cursor + examples_per_tick
-        values, stamps = tensor(state, "scores", chosen.name), tensor(state, "scores", "step")
-        model = Frozen(task, state)
-        stream = Stream(
-            source, torch.arange(num_examples), batch_size, offset=cursor, loading=loading
-        )
-        start = cursor
-        for batch in stream:
-            measured = model.measure(chosen, batch, chunk).to(values.device)
-            check_finite(measured, batch["index"], source, chosen.name)
-            values[batch["index"]] = measured
-            stamps[batch["index"]] = number(state, "clock", "step")
-            cursor += len(measured)
-            if cursor >= end:
-                break
+        start = number(state, "clock", "cursor")
+        stream = Stream(source, range(num_examples), batch_size, offset=start, loading=loading)
+        end = num_examples if examples_per_tick is None else start + examples_per_tick
+        cursor = _measure(state, task, source, chosen, stream, range(start, end), chunk)
         done = cursor >= num_examples
         place(state, ("clock", "cursor"), torch.tensor(0 if done else cursor))
         if done:
@@ -106,6 +94,31 @@ def score(
         provides={("scores", chosen.name)},
         note=f"{chosen.name} of {num_examples:,} examples",
     )
+
+
+def _measure(
+    state: TensorDict,
+    task: Task,
+    source: Source,
+    signal: Signal,
+    stream: Stream,
+    span: range,
+    chunk: int | None,
+) -> int:
+    """Write the scores of a stream's examples into the state; returns where it stopped."""
+    values, stamps = tensor(state, "scores", signal.name), tensor(state, "scores", "step")
+    step, cursor = number(state, "clock", "step"), span.start
+    model = Frozen(task, state)
+    for batch in stream:
+        index = batch["index"]
+        measured = model.measure(signal, batch, chunk).to(values.device)
+        check_finite(measured, index, source, signal.name)
+        values[index] = measured
+        stamps[index] = step
+        cursor += len(measured)
+        if cursor >= span.stop:
+            break
+    return cursor
 
 
 class Frozen:

@@ -46,12 +46,12 @@ class IndexBatches(BaseNode[Tensor]):
     """A list of indices, cut into batches; the last may be smaller.
 
     Args:
-        index: ``[k]`` int64.
+        index: ``[k]`` int64, or a range, which takes no memory.
         batch_size: of all batches but the last.
         offset: indices to pass over: where a resumed pass goes on.
     """
 
-    def __init__(self, index: Tensor, batch_size: int, offset: int = 0) -> None:
+    def __init__(self, index: Tensor | range, batch_size: int, offset: int = 0) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -71,7 +71,7 @@ class IndexBatches(BaseNode[Tensor]):
             raise StopIteration
         batch = self.index[self._at : self._at + self.batch_size]
         self._at += len(batch)
-        return batch
+        return torch.arange(batch.start, batch.stop) if isinstance(batch, range) else batch
 
     def get_state(self) -> dict[str, Any]:
         """Where it is."""
@@ -97,7 +97,7 @@ class Stream:
 
     Args:
         source: where examples come from.
-        index: ``[k]`` int64, which and in what order.
+        index: ``[k]`` int64, or a range: which and in what order.
         batch_size: of all batches but the last.
         offset: indices to pass over.
         loading: workers, prefetching.
@@ -108,7 +108,7 @@ class Stream:
     def __init__(
         self,
         source: Source,
-        index: Tensor,
+        index: Tensor | range,
         batch_size: int,
         *,
         offset: int = 0,

@@ -26,6 +26,9 @@ from attent.pipeline.task import Task, bind, ensure_scores, trainable, view_keys
 AVERAGE = 0.98
 """Decay of the running training loss, per optimiser step."""
 
+FIGURES = {("metrics", "train_loss"), ("metrics", "lr")}
+"""What is said of the steps made: the running loss, and the last learning rate used."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -103,54 +106,12 @@ def train(
         raise ValueError(
             f"batch_size {step.batch_size} is above the {num_examples} training examples"
         )
-    streams = _OpenStream(source, step.batch_size, loading)
-    compute = _Compute(task, step)
-
-    def apply(state: TensorDict) -> TensorDict:
-        if bool(tensor(state, "plan", "score_due")) or bool(tensor(state, "plan", "select_due")):
-            return state
-        room = _Room.of(state)
-        if room.examples <= 0:
-            return state
-        bind(task.model, state)
-        task.model.train()
-        params = {k: p for k, p in task.model.named_parameters() if p.requires_grad}
-        buffers = list(task.model.buffers())
-        bound = BoundOptimizer(optimizer, params, branch(state, "optim"), decays)
-        device = next(iter(params.values())).device
-        books = _Books(state, observe)
-        stream = streams.at(state, room)
-        with global_generators(device):
-            for _ in range(steps):
-                batch = next(stream)
-                losses = compute.gradients(books, batch, device, source, buffers)
-                if step.clip is not None:
-                    nn.utils.clip_grad_norm_(list(params.values()), step.clip)
-                room = room.after(len(losses))
-                rate = bound.step(room.seen / room.budget)
-                bound.torch.zero_grad(set_to_none=True)
-                books.commit(batch["index"], losses, rate)
-                if room.examples <= 0:
-                    break
-        streams.left_at(room)
-        return state
-
-    def init(state: TensorDict) -> TensorDict:
-        if not has(state, "optim"):
-            place(state, "optim", moments(optimizer, trainable(task.model)))
-        for figure in ("train_loss", "lr"):
-            ensure(state, ("metrics", figure), torch.tensor(math.nan, dtype=torch.float64))
-        if observe:
-            ensure_scores(state, "loss", num_examples)
-        return state
-
-    figures = {("metrics", "train_loss"), ("metrics", "lr")}
-    writes = {"params", "buffers", "optim"} | figures | {
+    trainer = _Trainer(task, source, optimizer, step, steps, observe, loading)
+    scores = {("scores", "loss"), ("scores", "step")} if observe else set()
+    writes = {"params", "buffers", "optim"} | FIGURES | scores | {
         ("clock", "offset"), ("clock", "step"), ("clock", "seen"),
         ("ledger", "forwarded"), ("ledger", "backwarded"),
     }  # fmt: skip
-    if observe:
-        writes |= {("scores", "loss"), ("scores", "step")}
     reads = writes | {"seed", "mask", "weight", ("clock", "passes")} | {
         ("plan", entry) for entry in ("budget", "size", "pause", "score_due", "select_due")
     }  # fmt: skip
@@ -158,11 +119,71 @@ def train(
         name=name,
         reads=reads,
         writes=writes,
-        apply=apply,
-        init=init,
-        provides={"optim"} | figures | ({("scores", "loss")} if observe else set()),
+        apply=trainer.apply,
+        init=trainer.init,
+        provides={"optim"} | FIGURES | (scores - {("scores", "step")}),
         note=f"{optimizer.name}, batches of {step.batch_size}, up to {steps} steps a tick",
     )
+
+
+class _Trainer:
+    """The two functions of a train stage, and the caches they share."""
+
+    def __init__(
+        self,
+        task: Task,
+        source: Source,
+        optimizer: Optimizer,
+        step: Step,
+        steps: int,
+        observe: bool,
+        loading: Loading | None,
+    ) -> None:
+        self.task = task
+        self.source = source
+        self.optimizer = optimizer
+        self.clip = step.clip
+        self.steps = steps
+        self.observe = observe
+        self.streams = _OpenStream(source, step.batch_size, loading)
+        self.compute = _Compute(task, source, step)
+
+    def init(self, state: TensorDict) -> TensorDict:
+        if not has(state, "optim"):
+            place(state, "optim", moments(self.optimizer, trainable(self.task.model)))
+        for figure in FIGURES:
+            ensure(state, figure, torch.tensor(math.nan, dtype=torch.float64))
+        if self.observe:
+            ensure_scores(state, "loss", len(self.source))
+        return state
+
+    def apply(self, state: TensorDict) -> TensorDict:
+        if bool(tensor(state, "plan", "score_due")) or bool(tensor(state, "plan", "select_due")):
+            return state
+        room = _Room.of(state)
+        if room.examples <= 0:
+            return state
+        bind(self.task.model, state)
+        self.task.model.train()
+        params = {k: p for k, p in self.task.model.named_parameters() if p.requires_grad}
+        buffers = list(self.task.model.buffers())
+        bound = BoundOptimizer(self.optimizer, params, branch(state, "optim"), decays)
+        books = _Books(state, self.observe)
+        stream = self.streams.at(state, room)
+        with global_generators(next(iter(params.values())).device):
+            for _ in range(self.steps):
+                batch = next(stream)
+                losses = self.compute.gradients(books, batch, buffers)
+                if self.clip is not None:
+                    nn.utils.clip_grad_norm_(list(params.values()), self.clip)
+                room = room.after(len(losses))
+                rate = bound.step(room.seen / room.budget)
+                bound.torch.zero_grad(set_to_none=True)
+                books.commit(batch["index"], losses, rate)
+                if room.examples <= 0:
+                    break
+        self.streams.left_at(room)
+        return state
 
 
 @dataclass(frozen=True)
@@ -205,20 +226,16 @@ class _Room:
 class _Compute:
     """Forward and backward of one batch: fills the parameters' gradients."""
 
-    def __init__(self, task: Task, step: Step) -> None:
+    def __init__(self, task: Task, source: Source, step: Step) -> None:
         self.task = task
+        self.source = source
         self.step = step
+        self.device = next(iter(trainable(task.model).values())).device
         self.model = torch.compile(task.model) if step.compile else task.model
 
-    def gradients(
-        self,
-        books: _Books,
-        batch: TensorDict,
-        device: torch.device,
-        source: Source,
-        buffers: list[Tensor],
-    ) -> Tensor:
+    def gradients(self, books: _Books, batch: TensorDict, buffers: list[Tensor]) -> Tensor:
         """The losses of the batch, ``[B]``; one that is not finite raises before any update."""
+        device = self.device
         seed_global(fold(books.seed, "dropout", books.step), device)
         index = batch["index"]
         keys = view_keys(books.seed, index, purpose="train", passes=books.passes)
@@ -238,10 +255,10 @@ class _Compute:
         kept = [(buffer, buffer.clone()) for buffer in buffers]
         try:
             for part, part_weight in zip(parts, weights, strict=True):
-                with self._precision(device):
+                with self._precision():
                     output = self.task.forward(self.model, part)
                 loss = self.task.losses(output, part)
-                check_finite(loss.detach(), part["index"], source, "training loss")
+                check_finite(loss.detach(), part["index"], self.source, "training loss")
                 ((part_weight * loss).sum() / total).backward()
                 losses.append(loss.detach())
         except Exception:
@@ -251,9 +268,9 @@ class _Compute:
             raise
         return losses[0] if len(losses) == 1 else torch.cat(losses)
 
-    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager:
+    def _precision(self) -> contextlib.AbstractContextManager:
         if self.step.bfloat16:
-            return torch.autocast(device.type, torch.bfloat16)
+            return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
 

@@ -104,6 +104,15 @@ def test_npz_channels_and_labels_are_not_mixed_up(tmp_path):
     assert torch.equal(labels, ranks % 3)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pixel_that_is_no_number_is_found_before_it_spoils_the_standardisation(tmp_path, value):
+    images = arrays()["images"].astype(float)
+    images[7, 2, 3] = value
+    path = npz_file(tmp_path, images=images, labels=arrays()["labels"])
+    with pytest.raises(ValueError, match=r"data\.npz.*example 7"):
+        npz(path, 0.2)
+
+
 def test_a_channel_that_never_changes_gives_zeros(tmp_path):
     fields = arrays() | {"images": np.full((30, 4, 4), 7.0)}
     train, _ = npz(npz_file(tmp_path, **fields), 0.2)

@@ -182,6 +182,13 @@ def test_the_command(runs, tmp_path, capsys):
     assert len(pictures(tmp_path / "ours")) == 10
 
 
+def test_a_report_folder_that_cannot_be_made(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    where = str(tmp_path / "file" / "report")
+    assert cli.main(["report", str(runs[FULL].path), "--report_dir", where]) == 2
+    assert where in capsys.readouterr().err
+
+
 def test_a_run_that_was_interrupted_before_it_was_measured(tmp_path, monkeypatch):
     class Interrupting(JsonLog):
         def tick(self, state):
