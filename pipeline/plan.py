@@ -218,7 +218,7 @@ def complex_plan(
                 passes=intervals[c],
                 score=score and subset,
                 redraw=redraw and subset,
-            )  # fmt: skip
+            )
         )
         if full_epochs[c]:
             phases.append(Phase(cycle=c, ratio=1.0, size=num_examples, passes=full_epochs[c]))

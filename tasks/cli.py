@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("error: " + explain(str(error), argv))
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
-        say("stopped at once; the last checkpoint is whole")
+        say("stopped at once; what was saved last is whole: attent resume RUN goes on from there")
         return EXIT_INTERRUPTED
 
 
@@ -134,6 +134,7 @@ def _readable(message: str, argv: Sequence[str]) -> str:
     """Jsonargparse's message on one line, with the nearest name of an option it does not know."""
     message = re.sub(r"\s*\n\s*", " ", message).strip()
     files = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    files += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     message = message.replace("<unicode string>", files[-1] if files else "the command line")
     message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
     message = message.replace("typing.Literal", "one of ").replace("<class '", "").replace("'>", "")

@@ -14,6 +14,7 @@ report/            report.html and its pictures
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import platform
@@ -108,20 +109,24 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
         ValueError: what the options ask for cannot be.
     """
     _set_threads(config)
-    build = COMMANDS[command][1]
-    run = build(config)
+    if config.data != "digits" and Path(config.data).exists():
+        # The run may be resumed and reported from another directory.
+        config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
+    run = COMMANDS[command][1](config)
     for warning in run.plan.warnings():
         say(f"warning: {warning}")
     folder = RunFolder(_new_folder(command, config))
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output_dir: {folder.path} cannot be made: {error.strerror}") from error
+    make_folder(folder.path, "output_dir")
+    with _only_one(folder):
+        _refuse_taken(folder)
+        _write_config(command, config, folder)
+        _write_environment(folder, run)
+        return _go_on(command, config, run, run.state, folder, say), folder
+
+
+def _write_config(command: str, config: Any, folder: RunFolder) -> None:
     values = {"command": command, **as_dict(config), "output_dir": str(folder.path)}
     write_atomically(folder.config, yaml.safe_dump(values, sort_keys=False).encode())
-    _write_environment(folder, run)
-    state = _go_on(command, config, run, run.state, folder, say)
-    return state, folder
 
 
 def resume(
@@ -142,17 +147,18 @@ def resume(
     command, config = folder.load_config()
     _set_threads(config)
     store = CheckpointFolder(folder.checkpoints, keep=config.keep)
-    saved, about, origin = store.load_last(allow_previous=allow_previous)
-    _same_run(command, config, about, folder)
-    _same_environment(folder, say)
-    run = COMMANDS[command][1](config)
-    state = restore(run.state, saved, origin)
-    for later in (step for step in store.steps() if step > about["step"]):
-        # Damaged, and passed over on request: it would be taken for the latest again.
-        damaged = folder.checkpoints / f"checkpoint-{later:09d}.safetensors"
-        damaged.rename(damaged.with_suffix(".damaged"))
-    say(f"resuming {folder.path} at step {about['step']}")
-    return _go_on(command, config, run, state, folder, say), folder
+    with _only_one(folder):
+        saved, about, origin = store.load_last(allow_previous=allow_previous)
+        _same_run(command, config, about, folder)
+        _same_environment(folder, say)
+        run = COMMANDS[command][1](config)
+        state = restore(run.state, saved, origin)
+        for later in (step for step in store.steps() if step > about["step"]):
+            # Damaged, and passed over on request: it would be taken for the latest again.
+            damaged = folder.checkpoints / f"checkpoint-{later:09d}.safetensors"
+            damaged.rename(damaged.with_suffix(".damaged"))
+        say(f"resuming {folder.path} at step {about['step']}")
+        return _go_on(command, config, run, state, folder, say), folder
 
 
 def _go_on(
@@ -170,10 +176,9 @@ def _go_on(
     ]
     if config.progress:
         observers.insert(0, ProgressBar(run.plan, run.best))
-    with _only_one(folder):
-        state = fit(run.tick, state, observers=observers, donate=True)
-        if number(state, "clock", "seen") >= number(state, "plan", "budget"):
-            export_weights(state, folder.weights)
+    state = fit(run.tick, state, observers=observers, donate=True)
+    if finished(state):
+        export_weights(state, folder.weights)
     return state
 
 
@@ -207,17 +212,33 @@ def _same_run(command: str, config: Any, about: dict[str, Any], folder: RunFolde
 def _new_folder(command: str, config: Any) -> Path:
     if config.output_dir is not None:
         path = Path(config.output_dir)
-        if RunFolder(path).config.exists():
-            raise ConfigError(
-                f"output_dir: {path} holds a run already; go on with it (attent resume {path}), or "
-                "name another folder"
-            )
+        _refuse_taken(RunFolder(path))
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"output_dir: {path} exists and is not an empty folder")
         return path
     names = (re.fullmatch(rf"{command}-(\d+)", p.name) for p in Path("out").glob("*"))
     taken = [int(match[1]) for match in names if match]
     return Path("out") / f"{command}-{max(taken, default=0) + 1}"
+
+
+def _refuse_taken(folder: RunFolder) -> None:
+    if folder.config.exists():
+        raise ConfigError(
+            f"output_dir: {folder.path} holds a run already; go on with it (attent resume "
+            f"{folder.path}), or name another folder"
+        )
+
+
+def make_folder(path: Path, option: str) -> None:
+    """Make a folder where it is not there yet.
+
+    Raises:
+        ConfigError: it cannot be made; names the option that asked for it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} cannot be made: {error.strerror}") from error
 
 
 def _set_threads(config: Any) -> None:

@@ -38,7 +38,7 @@ class ImageFolder:
                 f"no folder {root}; expected ROOT/train/CLASS/IMAGE and ROOT/val/CLASS/IMAGE, "
                 f"found {', '.join(beside[:8]) or 'nothing'} in {root.parent}"
             )
-        found = sorted(p.name for p in root.iterdir() if p.is_dir())
+        found = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
         if not found:
             raise ValueError(f"{root} has no class folders; expected {root.name}/CLASS/IMAGE")
         self.classes = classes or found

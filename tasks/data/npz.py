@@ -46,6 +46,11 @@ def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[TensorSour
             f"{path}: class {classes[counts.argmin()]} has one example; a split needs two of each"
         )
     train, test = stratified(labels, held_out, seed=seed)
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        raise ValueError(
+            f"{path}: the image of example {int(finite.argmin())} holds a value that is not finite"
+        )
     pixels = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     mean = pixels[train].mean(dim=(0, 2, 3), keepdim=True)
     deviation = pixels[train].std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)

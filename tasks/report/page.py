@@ -16,7 +16,7 @@ from attent.tasks.build import load_data
 from attent.tasks.config import as_dict
 from attent.tasks.report import figures
 from attent.tasks.report.history import History, load_history
-from attent.tasks.run import RunFolder
+from attent.tasks.run import RunFolder, make_folder
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
@@ -47,7 +47,7 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
     """
     runs = _named_apart([load_history(folder) for folder in folders])
     where = Path(report_dir) if report_dir else folders[0].path / "report"
-    where.mkdir(parents=True, exist_ok=True)
+    make_folder(where, "report_dir")
     sections = [
         "<h2>Results</h2>",
         _table(runs),

@@ -371,3 +371,15 @@ def test_every_ready_made_config_loads_and_fits(attent, file):
     assert status == 0
     assert "compute saved" in printed
     assert "warning" not in err
+
+
+def test_a_run_on_a_relative_path_is_reported_from_anywhere(attent, tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "ours.npz", images=draw.random((24, 8, 8)), labels=np.arange(24) % 2)
+    flags = [*TINY_FLAGS, "--data", "ours.npz", "--batch_size", "8"]
+    status, _, err = attent("classify", *flags, "--output_dir", "run")
+    assert status == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, _, err = attent("report", str(tmp_path / "run"))
+    assert status == 0, err

@@ -288,3 +288,8 @@ def test_a_corrupt_image_is_found_in_its_batch_and_named(folder):
     source = ImageFolder(folder / "train", size=8)
     with pytest.raises(ExampleError, match=r"example 2 \(.*zebra/1\.png\) cannot be fetched"):
         fetch_batch(source, torch.arange(5))
+
+
+def test_hidden_folders_are_no_classes(folder):
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    assert ".ipynb_checkpoints" not in ImageFolder(folder / "train", size=8).classes
