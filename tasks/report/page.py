@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from attent.pipeline.checkpoint import write_atomically
+from attent.pipeline.plan import TRAIN_COST
 from attent.tasks.build import load_data
 from attent.tasks.config import as_dict
 from attent.tasks.report import figures
@@ -51,9 +52,10 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
     sections = [
         "<h2>Results</h2>",
         _table(runs),
-        '<p class="note">Compute saved: against as many passes over everything; a forward counts '
-        "1, a backward 2, scoring included. Held-out figures of the last evaluation; best is over "
-        "all evaluations, and so is optimistic.</p>",
+        '<p class="note">A forward counts 1, a backward 2, scoring included. Cost: in epochs of '
+        "plain training, to compare runs by. Compute saved: against as many passes over everything "
+        "as this run made, which is not the same as against another run here. Held-out figures of "
+        "the last evaluation; best is over all evaluations, and so is optimistic.</p>",
         _picture(figures.learning_curves(runs), where, "learning_curves", "Loss and quality"),
     ]
     for run in runs:
@@ -100,8 +102,8 @@ def _picture(figure: Figure, where: Path, name: str, description: str) -> str:
 
 def _table(runs: Sequence[History]) -> str:
     heads = [
-        "run", "method", "examples", "scored", "steps", "compute saved", "seconds",
-        "held-out accuracy", "best", "held-out loss",
+        "run", "method", "examples", "scored", "steps", "cost in epochs", "compute saved",
+        "seconds", "held-out accuracy", "best", "held-out loss",
     ]  # fmt: skip
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(run)) + "</tr>"
@@ -114,6 +116,7 @@ def _table(runs: Sequence[History]) -> str:
 def _row(run: History) -> list[str]:
     last: dict[str, Any] = run.log[-1]
     (accuracy,), (loss,) = run.series("val_accuracy"), run.series("val_loss")
+    cost = last["forwarded"] + (TRAIN_COST - 1) * last["backwarded"]
     method = run.config.method
     if method != "full":
         method += f", {run.config.selection_strategy}"
@@ -123,6 +126,7 @@ def _row(run: History) -> list[str]:
         f"{last['seen']:,}",
         f"{last['forwarded'] - last['seen']:,}",
         f"{last['step']:,}",
+        f"{cost / (TRAIN_COST * run.selections[0].num_examples):.1f}",
         f"{last['saved']:.1%}",
         f"{last['seconds']:.1f}",
         f"{accuracy[-1]:.2%}" if accuracy.size else "-",
