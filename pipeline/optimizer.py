@@ -149,6 +149,7 @@ class BoundOptimizer:
         others = [p for name, p in params.items() if not decay(name, p)]
         groups: Groups = [{"params": decayed, "decays": True}, {"params": others, "decays": False}]
         self.torch = optimizer.make([group for group in groups if group["params"]])
+        self._in_place = False
         self._held: list[tuple[torch.nn.Parameter, str, Tensor]] = []
         for name, parameter in params.items():
             entry = find(held, name)
@@ -168,9 +169,19 @@ class BoundOptimizer:
             group["lr"] = rate
             group["weight_decay"] = self.spec.weight_decay(progress) if group["decays"] else 0.0
         self.torch.step()
+        if not self._in_place:
+            self._store()
+        return rate
+
+    def _store(self) -> None:
+        """Copy moments that the optimiser replaced instead of updating them into the state.
+
+        An optimiser that replaced none in its first step is not asked again.
+        """
+        self._in_place = True
         for parameter, moment, value in self._held:
             now = self.torch.state[parameter][moment]
-            if now is not value:  # an optimiser that replaces a moment instead of updating it
+            if now is not value:
                 value.copy_(now)
                 self.torch.state[parameter][moment] = value
-        return rate
+                self._in_place = False
