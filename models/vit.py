@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -60,7 +64,8 @@ def build_vit(
     taken = sorted({"num_classes", "in_chans", "img_size"} & set(model_args or {}))
     if taken:
         raise ValueError(f"model_args: {', '.join(taken)} follows from the data; leave it out")
-    given: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
+    given: dict[str, Any] = {"num_classes": num_classes}
+    given |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     given |= {"in_chans": in_chans} if in_chans is not None else {}
     given |= {"img_size": img_size} if img_size is not None else {}
     given |= dict(model_args or {})
@@ -84,6 +89,8 @@ def _made(
     model_args: Mapping[str, Any] | None,
 ) -> nn.Module:
     """The model, its constructor's complaints told as the user's mistakes they are."""
+    if "img_size" in given and not _takes_size(name):
+        given = {key: value for key, value in given.items() if key != "img_size"}
     try:
         model = make(**given)
     except (TypeError, AssertionError, ZeroDivisionError) as error:
@@ -98,6 +105,20 @@ def _made(
             "is left over would never be seen; set patch_size in model_args, or another image size"
         )
     return model
+
+
+def _takes_size(name: str) -> bool:
+    """Whether a model is made for one size of images; a convolutional network takes any."""
+    if name in _SMALL:
+        return True
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    return "img_size" in inspect.getsource(module)
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, deviation) per channel of the images a model was trained on, ImageNet's otherwise."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return (config.mean, config.std) if config is not None else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def input_size(name: str) -> tuple[int, int] | None:

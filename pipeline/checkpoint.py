@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,16 @@ from safetensors.torch import save
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.keys import Key, containers, key_name, leaves, nearest, place
+from attent.pipeline.keys import (
+    Key,
+    containers,
+    find,
+    key_name,
+    leaves,
+    nearest,
+    paths,
+    place,
+)
 
 SCHEMA = 1
 """Version of the layout of a checkpoint; raised when an entry changes its meaning."""
@@ -67,6 +77,7 @@ def save_state(state: TensorDict, path: str | Path, about: Mapping[str, Any] | N
     metadata = {
         "format": "attent-state",
         "schema": str(SCHEMA),
+        "empty": json.dumps(["/".join(path) for path in _empty(state)]),
         "digest": _digest(tensors),
         "about": json.dumps(dict(about or {})),
     }
@@ -100,6 +111,8 @@ def load_state(path: str | Path) -> tuple[TensorDict, dict[str, Any]]:
     if _digest(tensors) != metadata["digest"]:
         raise CheckpointError(f"{path} is corrupt: its contents do not match its checksum")
     state = TensorDict({}, batch_size=[])
+    for name in json.loads(metadata.get("empty", "[]")):
+        place(state, tuple(name.split("/")), TensorDict({}, batch_size=[]))
     for name, value in tensors.items():
         place(state, tuple(name.split("/")), value)
     return state, json.loads(metadata["about"])
@@ -171,7 +184,10 @@ class CheckpointFolder:
         """Keep a checkpoint as ``best.safetensors``, in place of the former best."""
         beside = self.path / f".best.{os.getpid()}.tmp"
         beside.unlink(missing_ok=True)
-        os.link(path, beside)
+        try:
+            os.link(path, beside)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, beside)
         os.replace(beside, self.best)
 
     @property
@@ -234,6 +250,17 @@ def export_weights(state: TensorDict, path: str | Path) -> None:
         if key[0] in ("params", "buffers"):
             tensors["/".join(key[1:])] = value.detach().cpu().contiguous()
     write_atomically(Path(path), save(tensors, {"format": "pt"}))
+
+
+def _empty(state: TensorDict) -> list[Key]:
+    """The containers that hold nothing, such as the buffers of a model that has none."""
+    found = paths(state)
+    return [
+        path
+        for path in found
+        if isinstance(find(state, path), TensorDict)
+        and not any(other[:-1] == path for other in found)
+    ]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -51,14 +51,14 @@ def fit(
         for observer in observers:
             observer.start(state)
         try:
-            while not _finished(state) and not interrupted:
+            while not finished(state) and not interrupted:
                 before = _position(state)
                 state = run(tick, state, donate=True)
                 if _position(state) == before:
                     raise RuntimeError(_stalled(tick, state))
                 for observer in observers:
                     observer.tick(state)
-            stop = "finished" if _finished(state) else "interrupted"
+            stop = "finished" if finished(state) else "interrupted"
         except ValueError:
             stop = "failed"
             raise
@@ -68,8 +68,10 @@ def fit(
     return state
 
 
-def _finished(state: TensorDict) -> bool:
-    return number(state, "clock", "seen") >= number(state, "plan", "budget")
+def finished(state: TensorDict) -> bool:
+    """Whether the budget is spent and nothing is due any more."""
+    spent = number(state, "clock", "seen") >= number(state, "plan", "budget")
+    return spent and not bool(tensor(state, "plan", "eval_due"))
 
 
 def _position(state: TensorDict) -> list[float]:

@@ -48,6 +48,11 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele et al., OOPSLA 2014), elementwise on int64."""
+    if x.device.type == "cpu":  # NumPy has unsigned integers, and less to do for each call
+        bits = np.atleast_1d(x.numpy()).view(np.uint64) + np.uint64(_GOLDEN % 2**64)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_MIX_1 % 2**64)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_MIX_2 % 2**64)
+        return torch.from_numpy((bits ^ (bits >> np.uint64(31))).view(np.int64)).reshape(x.shape)
     x = x + _GOLDEN
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
@@ -124,7 +129,9 @@ def all_global_generators(key: int) -> Iterator[None]:
     For foreign code that draws from wherever it likes, such as model constructors.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    # Before CUDA is initialised there are no generators of it to keep; its first use seeds them.
+    count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    devices = [torch.device("cuda", i) for i in range(count)]
     with global_generators(*devices):
         try:
             random.seed(key)

@@ -8,7 +8,7 @@ reads every parameter.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 
 import torch
 from tensordict import TensorDict
@@ -47,7 +47,7 @@ def covers(outer: Key, inner: Key) -> bool:
 
 def covered(key: Key, keys: Iterable[Key]) -> bool:
     """Whether one of ``keys`` names ``key`` or something that holds it."""
-    if isinstance(keys, Set):  # by its own prefixes, however many the set has
+    if isinstance(keys, set | frozenset):  # by its own prefixes, however many the set has
         return any(key[:end] in keys for end in range(1, len(key) + 1))
     return any(covers(other, key) for other in keys)
 
@@ -82,10 +82,10 @@ def paths(state: TensorDict) -> list[Key]:
 def find(state: TensorDict, key: KeyLike) -> Tensor | TensorDict | None:
     """The entry at ``key``, or ``None`` where there is none."""
     value: Tensor | TensorDict | None = state
-    for part in key_of(key):
-        if not isinstance(value, TensorDict) or part not in value.keys():
+    for part in (key,) if isinstance(key, str) else key:
+        if not isinstance(value, TensorDict):
             return None
-        value = value.get(part)
+        value = value.get(part, None)
     return value
 
 

@@ -5,9 +5,11 @@ They alone write files, print, and read the clock on the wall.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,12 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from attent.pipeline.checkpoint import CheckpointFolder, load_state, write_atomically
+from attent.pipeline.checkpoint import (
+    CheckpointError,
+    CheckpointFolder,
+    load_state,
+    write_atomically,
+)
 from attent.pipeline.keyed import fold, generator
 from attent.pipeline.keys import branch, find, has, leaves, number, tensor
 
@@ -161,7 +168,12 @@ class Checkpoints(Observer):
         step = number(state, "clock", "step")
         if self.best and self.folder.best.is_file():
             # Also one from after the checkpoint that is resumed: it will be met again as it was.
-            self._best_value = load_state(self.folder.best)[1][self.best]
+            try:
+                self._best_value = load_state(self.folder.best)[1][self.best]
+            except CheckpointError as error:
+                # Nothing is resumed from it: it is set aside and named, and another best kept.
+                self.folder.best.rename(self.folder.best.with_suffix(".damaged"))
+                warnings.warn(f"the best checkpoint is set aside: {error}", stacklevel=2)
         if step not in self.folder.steps() or self._new_best(state) is not None:
             self._save(state)
 
@@ -262,15 +274,16 @@ class Selections(Observer):
         scored = signal is not None and has(state, ("scores", signal)) and bool((steps >= 0).any())
         scores = tensor(state, "scores", signal)[self._sample] if scored and signal else None
         path = self.folder / f"selection-{self._clock['passes']:06d}.npz"
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                index=self._sample.numpy(),
-                selected=mask[self._sample].cpu().numpy(),
-                scores=np.empty(0, np.float32) if scores is None else scores.cpu().numpy(),
-                num_examples=len(mask),
-                num_selected=int(mask.sum()),
-                cycle=self._clock["cycle"],
-                passes=self._clock["passes"],
-                seen=self._clock["seen"],
-            )
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            index=self._sample.numpy(),
+            selected=mask[self._sample].cpu().numpy(),
+            scores=np.empty(0, np.float32) if scores is None else scores.cpu().numpy(),
+            num_examples=len(mask),
+            num_selected=int(mask.sum()),
+            cycle=self._clock["cycle"],
+            passes=self._clock["passes"],
+            seen=self._clock["seen"],
+        )
+        write_atomically(path, buffer.getvalue())

@@ -149,14 +149,14 @@ class BoundOptimizer:
         others = [p for name, p in params.items() if not decay(name, p)]
         groups: Groups = [{"params": decayed, "decays": True}, {"params": others, "decays": False}]
         self.torch = optimizer.make([group for group in groups if group["params"]])
-        self._in_place = False
-        self._held: list[tuple[torch.nn.Parameter, str, Tensor]] = []
+        self._held: list[tuple[dict[str, Any], str, Tensor]] = []
         for name, parameter in params.items():
             entry = find(held, name)
             if isinstance(entry, TensorDict):
                 for (moment,), value in leaves(entry):
-                    self.torch.state[parameter][moment] = value
-                    self._held.append((parameter, moment, value))
+                    moments_of = self.torch.state[parameter]
+                    moments_of[moment] = value
+                    self._held.append((moments_of, moment, value))
 
     def step(self, progress: float) -> float:
         """Update the parameters by their gradients; returns the learning rate.
@@ -169,19 +169,8 @@ class BoundOptimizer:
             group["lr"] = rate
             group["weight_decay"] = self.spec.weight_decay(progress) if group["decays"] else 0.0
         self.torch.step()
-        if not self._in_place:
-            self._store()
+        for moments_of, moment, value in self._held:
+            if moments_of[moment] is not value:  # replaced by the optimiser instead of updated
+                value.copy_(moments_of[moment])
+                moments_of[moment] = value
         return rate
-
-    def _store(self) -> None:
-        """Copy moments that the optimiser replaced instead of updating them into the state.
-
-        An optimiser that replaced none in its first step is not asked again.
-        """
-        self._in_place = True
-        for parameter, moment, value in self._held:
-            now = self.torch.state[parameter][moment]
-            if now is not value:
-                value.copy_(now)
-                self.torch.state[parameter][moment] = value
-                self._in_place = False

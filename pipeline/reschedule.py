@@ -23,7 +23,7 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
     Its ``init`` puts the plan's budget and first phase into the state.
 
     Raises:
-        ValueError: ``eval_every`` that is not above 0.
+        ValueError: ``eval_every`` that is not above 0; in ``init``, a state of another plan.
     """
     if eval_every is not None and not eval_every > 0:
         raise ValueError(f"eval_every must be above 0, got {eval_every}")
@@ -48,6 +48,12 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
             _set(due, "budget", plan.budget)
             _set(due, "pause", gap)
             _enter(branch(state, "clock"), due, plan.phases[0], 0)
+        elif number(due, "budget") != plan.budget:
+            raise ValueError(
+                f"the state is of a plan of {number(due, 'budget'):,} examples, this one is of "
+                f"{plan.budget:,}: go on under the former, or put its params into a state of "
+                "initial_state(...) to train them further under a new plan"
+            )
         return state
 
     own = {("clock", entry) for entry in ("cycle", "phase", "epoch", "passes", "offset")} | {

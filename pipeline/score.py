@@ -56,13 +56,19 @@ def score(
         if value is not None and value < 1:
             raise ValueError(f"{size} is at least 1, got {value}")
     num_examples = len(source)
+    open_at: dict[int, Stream] = {}
 
     def apply(state: TensorDict) -> TensorDict:
         start = number(state, "clock", "cursor")
-        stream = Stream(source, range(num_examples), batch_size, offset=start, loading=loading)
+        stream = open_at.pop(start, None)  # what it delivers depends on where it stands alone
+        if stream is None:
+            open_at.clear()
+            stream = Stream(source, range(num_examples), batch_size, offset=start, loading=loading)
         end = num_examples if examples_per_tick is None else start + examples_per_tick
         cursor = _measure(state, task, source, chosen, stream, range(start, end), chunk)
         done = cursor >= num_examples
+        if not done:
+            open_at[cursor] = stream
         place(state, ("clock", "cursor"), torch.tensor(0 if done else cursor))
         if done:
             place(state, ("plan", "score_due"), torch.tensor(False))

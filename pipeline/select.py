@@ -34,7 +34,7 @@ def select(rule: Rule, *, signal: str = "loss", name: str = "select") -> Stage:
     def apply(state: TensorDict) -> TensorDict:
         ratio = float(tensor(state, "plan", "ratio"))
         mask, weight = tensor(state, "mask"), tensor(state, "weight")
-        scores = tensor(state, "scores", signal) if rule.uses_scores else weight
+        scores = tensor(state, "scores", signal) if rule.uses_scores else weight.fill_(0)
         if ratio < 1:
             if rule.uses_scores:
                 check_scores(scores, tensor(state, "scores", "step"), signal)
@@ -44,7 +44,7 @@ def select(rule: Rule, *, signal: str = "loss", name: str = "select") -> Stage:
         else:
             chosen, rescaled = torch.ones_like(mask), None
         place(state, "mask", chosen)
-        place(state, "weight", torch.ones_like(weight) if rescaled is None else rescaled)
+        place(state, "weight", weight.fill_(1) if rescaled is None else rescaled)
         place(state, ("plan", "size"), chosen.sum().to("cpu"))
         place(state, ("plan", "select_due"), torch.tensor(False))
         return state

@@ -63,6 +63,10 @@ class TensorSource:
 class DatasetSource:
     """Any map-style data set whose items are dictionaries or tuples of tensors and numbers.
 
+    An item must be the same each time it is asked for. Random transforms belong in the task's
+    ``view``, drawn from its keys: in the data set they would make every score another one, and no
+    run could be repeated or resumed exactly.
+
     Args:
         dataset: has ``__len__`` and ``__getitem__``.
         names: what to call the parts of an item that is a tuple, in order.

@@ -142,7 +142,8 @@ def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:
             that of JAX's ``donate_argnums``.)
 
     Returns:
-        A new state that shares every entry the stage does not write.
+        A new state that shares every entry the stage does not write; the input itself, updated,
+        if it was donated.
 
     Raises:
         KeyError: an entry the stage reads or writes is not in the state.
@@ -151,11 +152,9 @@ def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:
     """
     given = view_of(stage, state, donate=donate)
     handed = dict(leaves(given))  # apply may set entries of the view; this is what it was given
-    before = {
-        path: (value.shape, value.dtype, value.device)
-        for path, value in handed.items()
-        if covered(path, stage.write_keys)
-    }
+    writes = stage.write_keys
+    owned = {path: value for path, value in handed.items() if covered(path, writes)}
+    before = {path: (value.shape, value.dtype, value.device) for path, value in owned.items()}
     try:
         returned = stage.apply(given)
     except KeyError as error:
@@ -166,12 +165,12 @@ def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:
             f"stage {stage.name!r} returned {type(returned).__name__}; apply returns a TensorDict "
             "of the entries it writes"
         )
-    after = {p: v for p, v in leaves(returned) if covered(p, stage.write_keys)}
+    after = {p: v for p, v in leaves(returned) if p in owned or covered(p, writes)}
     _check(stage, before, after, returned, handed)
-    result = containers(state)
     if donate:
-        _store(after, {path: tensor(state, *path) for path in after})
-        return result
+        _store(after, owned)  # donated: what it was handed are the state's own tensors
+        return state
+    result = containers(state)
     for path, value in after.items():
         place(result, path, value.detach() if value.requires_grad else value)
     return result
@@ -204,7 +203,7 @@ def view_of(stage: Stage, state: TensorDict, *, donate: bool) -> TensorDict:
                 f"stage {stage.name!r} {verb} {key_name(key)!r}, which is not in the state"
                 f"{nearest(key, paths(state))}"
             )
-    given = view(state, reads)
+    given = view(state, (key for key in reads if not covered(key, writes)))
     for key in writes:
         entry = find(state, key)
         assert entry is not None
@@ -230,20 +229,19 @@ def _check(
             + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else "")
         )
     for path, value in leaves(returned):
-        if covered(path, stage.write_keys):
-            if path not in before:
-                raise ValueError(
-                    f"stage {stage.name!r} returned {key_name(path)!r}, which the state does not "
-                    "have: allocate it in init"
-                )
-            now = (value.shape, value.dtype, value.device)
-            if now != before[path]:
-                was = before[path]
+        if path in before:
+            was, now = before[path], (value.shape, value.dtype, value.device)
+            if now != was:
                 raise ValueError(
                     f"stage {stage.name!r} changed {key_name(path)!r} from {list(was[0])} {was[1]} "
                     f"on {was[2]} to {list(now[0])} {now[1]} on {now[2]}; shapes, dtypes and "
                     "devices are fixed"
                 )
+        elif path in after:
+            raise ValueError(
+                f"stage {stage.name!r} returned {key_name(path)!r}, which the state does not have: "
+                "allocate it in init"
+            )
         elif handed.get(path) is not value:
             raise ValueError(
                 f"stage {stage.name!r} returned {key_name(path)!r}, which it does not declare in "

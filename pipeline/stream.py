@@ -45,6 +45,8 @@ class Loading:
 class IndexBatches(BaseNode[Tensor]):
     """A list of indices, cut into batches; the last may be smaller.
 
+    A single one left over goes with the batch before it: batch statistics of one are undefined.
+
     Args:
         index: ``[k]`` int64, or a range, which takes no memory.
         batch_size: of all batches but the last.
@@ -69,7 +71,9 @@ class IndexBatches(BaseNode[Tensor]):
         """The next batch of indices."""
         if self._at >= len(self.index):
             raise StopIteration
-        batch = self.index[self._at : self._at + self.batch_size]
+        left = len(self.index) - self._at
+        size = left if left == self.batch_size + 1 and self.batch_size > 1 else self.batch_size
+        batch = self.index[self._at : self._at + size]
         self._at += len(batch)
         return torch.arange(batch.start, batch.stop) if isinstance(batch, range) else batch
 
@@ -90,6 +94,12 @@ def keyed_order(mask: Tensor, key: int) -> Tensor:
     """
     selected = mask.nonzero().squeeze(1)
     return selected[torch.randperm(len(selected), generator=generator(key))]
+
+
+def num_batches(examples: int, batch_size: int) -> int:
+    """How many batches `IndexBatches` cuts a pass into."""
+    whole, rest = divmod(examples, batch_size)
+    return whole + (rest > 1 or (rest == 1 and (whole == 0 or batch_size == 1)))
 
 
 class Stream:

@@ -90,7 +90,8 @@ def initial_state(task: Task, source: Source | int, *, seed: int = 0) -> TensorD
     ARCHITECTURE.md has the table of all of them.
 
     Args:
-        task: its model's present weights are copied into the state.
+        task: its model's present weights are copied into the state. After a `fit` those are the
+            trained ones: to compare runs, make one state and fit it several times.
         source: the training examples, or their number N.
         seed: the run's one seed.
 

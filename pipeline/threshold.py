@@ -64,19 +64,23 @@ def top_k_mask(values: Tensor, k: int, key: int) -> Tensor:
 
 
 def _add_ties(mask: Tensor, values: Tensor, threshold: Tensor, wanted: int, key: int) -> Tensor:
-    """Take ``wanted`` of the values equal to the threshold, by the order of keyed noise."""
-    at = torch.cat(
-        [
-            (part == threshold).nonzero().squeeze(1).to(torch.int32) + start
-            for start, part in _chunks(values)
-        ]
-    )
-    noise = torch.rand(len(at), generator=generator(fold(key, "ties"), at.device), device=at.device)
+    """Take ``wanted`` of the values equal to the threshold, by the order of keyed noise.
+
+    Noise for all N rather than a list of the ties: it is never longer, however many there are.
+    """
+    draw = generator(fold(key, "ties"), values.device)
+    noise = torch.rand(len(values), generator=draw, device=values.device)
+    for start, part in _chunks(values):
+        noise[start : start + len(part)].masked_fill_(part != threshold, -1.0)
     level, above, _ = _kth_largest(noise, wanted)
-    chosen = noise > level
     # Noise has 2^24 values: the few that tie at the level are taken in order of position.
-    chosen[(noise == level).nonzero().squeeze(1)[: wanted - above]] = True
-    mask[at[chosen].long()] = True
+    left = wanted - above
+    for start, part in _chunks(noise):
+        chosen = part > level
+        at_level = (part == level).nonzero().squeeze(1)[:left]
+        chosen[at_level] = True
+        left -= len(at_level)
+        mask[start : start + len(part)].logical_or_(chosen)
     return mask
 
 

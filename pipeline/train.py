@@ -100,6 +100,8 @@ def train(
     """
     step = step or Step()
     num_examples = len(source)
+    if not trainable(task.model):
+        raise ValueError(f"task {task.name!r} has no trainable parameter")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if step.batch_size > num_examples:
@@ -248,8 +250,10 @@ class _Compute:
         if self.step.accumulate == 1:
             parts, weights = [batch], [weight]
         else:
-            size = math.ceil(len(index) / self.step.accumulate)
-            parts, weights = batch.split(size), weight.split(size)
+            # Even parts, so that none is of one example while another has three.
+            count = min(self.step.accumulate, len(index))
+            sizes = [len(part) for part in torch.arange(len(index)).tensor_split(count)]
+            parts, weights = batch.split(sizes), weight.split(sizes)
         losses = []
         # A forward in training mode may move buffers (batch statistics); a failed step must not.
         kept = [(buffer, buffer.clone()) for buffer in buffers]

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from attent.models.vit import build_vit, input_size
+from attent.models.vit import build_vit, input_size, normalization
 from attent.pipeline import (
     Loading,
     Optimizer,
@@ -151,8 +151,12 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
         return npz(path, config.held_out, seed=config.seed)
     if path.is_dir():
         size = config.image_size or (input_size(config.model) or (3, 224))[1]
-        source = ImageFolder(path / "train", size=size)
-        return source, ImageFolder(path / "val", size=size, classes=source.classes)
+        mean, deviation = normalization(config.model)
+        source = ImageFolder(path / "train", size=size, mean=mean, deviation=deviation)
+        held_out = ImageFolder(
+            path / "val", size=size, classes=source.classes, mean=mean, deviation=deviation
+        )
+        return source, held_out
     raise ConfigError(
         f"data: there is no {path}; it is 'digits', a folder of {{train,val}}/CLASS/IMAGE, or an "
         ".npz file of images and labels"
@@ -200,7 +204,8 @@ def _model(config: ClassifyConfig, source: Source, num_classes: int) -> nn.Modul
 
 
 def _optimizer(config: ClassifyConfig) -> Optimizer:
-    lr = warmup_cosine(config.lr, warmup=config.warmup_epochs / config.epochs, floor=config.min_lr)
+    share = 0.05 if config.warmup_epochs is None else config.warmup_epochs / config.epochs
+    lr = warmup_cosine(config.lr, warmup=share, floor=config.min_lr)
     if config.optimizer == "sgd":
         return sgd(lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return adamw(lr, weight_decay=config.weight_decay)
@@ -252,6 +257,9 @@ def _recipe(
         signal=config.signal,
         observed=config.scores == "observed",
         chunk=config.score_chunk,
+        # A scoring tick forwards as many examples as a training tick, so that an interrupt, the
+        # bar and a checkpoint wait no longer for it.
+        score_per_tick=config.steps_per_tick * config.batch_size,
         loading=loading,
         evaluate=measure,
         eval_every=every,

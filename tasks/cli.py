@@ -15,6 +15,7 @@ from rich.console import Console
 
 from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
+from attent.pipeline.stream import num_batches
 from attent.tasks.config import did_you_mean, explain, without_effect
 
 _console = Console(stderr=True)
@@ -180,8 +181,8 @@ def _resume(parsed: Namespace) -> int:
 
 
 def _finish(state: object, folder: object) -> int:
+    from attent.pipeline.fit import finished
     from attent.tasks.report.page import write_report
-    from attent.tasks.run import finished
 
     if not finished(state):  # type: ignore[arg-type]
         say(f"stopped and saved; go on with: attent resume {folder.path}")  # type: ignore[attr-defined]
@@ -228,7 +229,7 @@ def plan_text(plan: Plan, batch_size: int) -> str:
         if not spent:
             continue
         whole, rest = divmod(spent, phase.size)
-        phase_steps = whole * -(-phase.size // batch_size) + -(-rest // batch_size)
+        phase_steps = whole * num_batches(phase.size, batch_size) + num_batches(rest, batch_size)
         steps += phase_steps
         rows.append(
             (

@@ -78,7 +78,8 @@ class TrainingConfig:
         optimizer: by torch.
         lr: peak learning rate, above 0.
         min_lr: learning rate at the end of the budget.
-        warmup_epochs: epochs' worth of examples over which the learning rate rises from 0.
+        warmup_epochs: over this many of the epochs, as a share of the budget, the learning rate
+            rises from 0; null for a twentieth of them.
         weight_decay: at least 0; not applied to norms and biases.
         momentum: of optimizer sgd, in [0, 1).
         clip: largest norm of the gradient; null for no clipping.
@@ -92,7 +93,7 @@ class TrainingConfig:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     min_lr: float = 0.0
-    warmup_epochs: float = 5.0
+    warmup_epochs: float | None = None
     weight_decay: float = 0.05
     momentum: float = 0.9
     clip: float | None = None
@@ -201,19 +202,20 @@ def check(config: ClassifyConfig) -> None:
         _need(config, name, lambda v: v >= 1, "at least 1")
     for name in ("gumbel_temperature", "lr", "eval_every", "save_every"):
         _need(config, name, lambda v: 0 < v < float("inf"), "above 0")
-    for name in ("weight_decay", "min_lr", "warmup_epochs", "shift", "workers"):
+    for name in ("weight_decay", "min_lr", "shift", "workers"):
         _need(config, name, lambda v: v >= 0, "at least 0")
     for name in ("label_smoothing", "drop_path", "momentum"):
         _need(config, name, lambda v: 0 <= v < 1, "in [0, 1)")
     _need(config, "held_out", lambda v: 0 < v < 1, "in (0, 1)")
     _need(config, "flip", lambda v: 0 <= v <= 1, "in [0, 1]")
+    _need(config, "warmup_epochs", lambda v: v is None or v >= 0, "at least 0, or null")
     _need(config, "clip", lambda v: v is None or v > 0, "above 0, or null")
     for name in ("image_size", "threads"):
         _need(config, name, lambda v: v is None or v >= 1, "at least 1, or null")
     _need(config, "num_classes", lambda v: v is None or v >= 2, "at least 2, or null")
     if config.min_lr > config.lr:
         raise ConfigError(f"min_lr ({config.min_lr}) is above lr ({config.lr})")
-    if config.warmup_epochs >= config.epochs:
+    if config.warmup_epochs is not None and config.warmup_epochs >= config.epochs:
         raise ConfigError(
             f"warmup_epochs ({config.warmup_epochs:g}) must be below epochs ({config.epochs})"
         )

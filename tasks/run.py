@@ -41,7 +41,8 @@ from attent.pipeline import (
     restore,
 )
 from attent.pipeline.checkpoint import CheckpointError, write_atomically
-from attent.pipeline.keys import number
+from attent.pipeline.fit import finished
+from attent.pipeline.observers import read_log
 from attent.tasks.build import Run, build_classify
 from attent.tasks.config import RUNTIME, ClassifyConfig, ConfigError, as_dict, from_dict
 from attent.tasks.progress import ProgressBar
@@ -148,10 +149,19 @@ def resume(
     _set_threads(config)
     store = CheckpointFolder(folder.checkpoints, keep=config.keep)
     with _only_one(folder):
+        if not store.steps() and not read_log(folder.log):
+            # Killed before its first checkpoint: there is nothing to lose by starting anew.
+            run = COMMANDS[command][1](config)
+            say(f"starting {folder.path}: it was stopped before anything was saved")
+            return _go_on(command, config, run, run.state, folder, say), folder
         saved, about, origin = store.load_last(allow_previous=allow_previous)
         _same_run(command, config, about, folder)
         _same_environment(folder, say)
         run = COMMANDS[command][1](config)
+        if about["task"] != run.task.name:
+            raise CheckpointError(
+                f"{origin} is of the task {about['task']!r}, the run of {run.task.name!r}"
+            )
         state = restore(run.state, saved, origin)
         for later in (step for step in store.steps() if step > about["step"]):
             # Damaged, and passed over on request: it would be taken for the latest again.
@@ -180,11 +190,6 @@ def _go_on(
     if finished(state):
         export_weights(state, folder.weights)
     return state
-
-
-def finished(state: TensorDict) -> bool:
-    """Whether the budget is spent."""
-    return number(state, "clock", "seen") >= number(state, "plan", "budget")
 
 
 def _result_options(config: Any) -> dict[str, Any]:

@@ -16,10 +16,11 @@ def blocks(language):
 
 
 @pytest.mark.slow
-def test_python_blocks_run_in_order(capsys):
+def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "readme"}
     code = blocks("python")
-    assert len(code) == 4
+    assert len(code) == 5
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,26 +12,37 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
-MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, per channel, for pixels in [0, 1]."""
 
 
 class ImageFolder:
     """The images of one split, decoded when they are asked for.
 
-    Shorter side resized to ``size`` (bicubic), centre crop, ImageNet standardisation.
+    Shorter side resized to ``size`` (bicubic), centre crop, standardisation by channel.
 
     Args:
         root: has a folder for each class.
         classes: class names in the order of their labels; None for the folders' names, sorted.
         size: side in pixels.
+        mean: of the three channels, for pixels in [0, 1]; ImageNet's by default.
+        deviation: of the three channels.
 
     Raises:
         ValueError: no such folder, no classes, no images, or a class that is not among ``classes``;
             says what was expected and what was found.
     """
 
-    def __init__(self, root: str | Path, *, size: int, classes: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        size: int,
+        classes: list[str] | None = None,
+        mean: Sequence[float] = MEAN,
+        deviation: Sequence[float] = DEVIATION,
+    ) -> None:
         root = Path(root)
         if not root.is_dir():
             beside = sorted(p.name for p in root.parent.iterdir()) if root.parent.is_dir() else []
@@ -46,6 +58,7 @@ class ImageFolder:
         if unknown:
             raise ValueError(f"{root} has classes that the training split has not: {unknown[:8]}")
         self.size = size
+        self.mean, self.deviation = list(mean), list(deviation)
         self.paths: list[Path] = []
         labels: list[int] = []
         for name in found:
@@ -77,4 +90,4 @@ class ImageFolder:
         )
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         cropped = V.center_crop(V.pil_to_tensor(resized), [self.size, self.size])
-        return V.normalize(cropped.float() / 255, MEAN, DEVIATION)
+        return V.normalize(cropped.float() / 255, self.mean, self.deviation)

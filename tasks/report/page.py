@@ -72,17 +72,26 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
 
 
 def _run_section(run: History, where: Path, prefix: str) -> list[str]:
-    source, _ = load_data(run.config)
+    source, gone = None, ""
+    try:
+        source, _ = load_data(run.config)
+    except ValueError as error:
+        gone = f'<p class="note">No pictures of examples: {html.escape(str(error))}</p>'
     parts = [
         ("schedule", figures.schedule(run), "Ratio and interval"),
         ("scores", figures.score_distributions(run), "Distribution of scores at each selection"),
         ("selections", figures.selection_map(run), "Which examples were selected when"),
-        ("examples", figures.extremes(run, source), "Most and least selected examples"),
+        (
+            "examples",
+            figures.extremes(run, source) if source is not None else None,
+            "Most and least selected examples",
+        ),
     ]
     section = [f"<h2>{html.escape(run.name)}</h2>"]
     for name, figure, description in parts:
         if figure is not None:
             section.append(_picture(figure, where, prefix + name, description))
+    section.append(gone)
     if not any(selection.is_subset for selection in run.selections):
         section.append('<p class="note">Everything was trained on all the time.</p>')
     options = "\n".join(f"{k}: {v}" for k, v in as_dict(run.config).items())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attent.models.vit import build_vit, input_size, model_names
+from attent.models.vit import build_vit, input_size, model_names, normalization
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -88,3 +88,16 @@ def test_arguments_the_model_does_not_take_are_the_users_mistake(model_args, nam
 def test_the_number_of_classes_is_the_datas_not_an_argument_of_the_model():
     with pytest.raises(ValueError, match=r"model_args.*num_classes"):
         build_vit("vit_digits", num_classes=10, model_args={"num_classes": 2})
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vgg11"])
+def test_convolutional_networks_take_any_size(name):
+    """They have no img_size to be told, and not all of them a drop_path_rate."""
+    model = build_vit(name, num_classes=4, in_chans=1, img_size=32).eval()
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+
+
+def test_images_are_normalised_as_the_model_was_trained():
+    assert normalization("vit_small_patch16_224") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert normalization("resnet18")[0] == pytest.approx((0.485, 0.456, 0.406))
+    assert normalization("vit_digits") == normalization("resnet18")

@@ -13,6 +13,7 @@ from attent.pipeline import (
     CheckpointError,
     CheckpointFolder,
     export_weights,
+    fit,
     full,
     initial_state,
     load_state,
@@ -174,3 +175,24 @@ def test_about_is_plain_json(tmp_path):
         save_state(some_state(), tmp_path / "x", {"when": object()})
     save_state(some_state(), tmp_path / "x", {"options": {"lr": 0.1, "clip": None}})
     assert json.dumps(load_state(tmp_path / "x")[1]) == '{"options": {"lr": 0.1, "clip": null}}'
+
+
+def test_a_loaded_state_goes_on_as_it_is_also_without_buffers(tmp_path):
+    """Empty containers are kept: a model without buffers has an empty one."""
+    task, source = TinyTask(), tiny_source()
+    task.model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
+    tick = full(source, train=tiny_train(task, source), epochs=2)
+    start = initialize(tick, initial_state(task, source))
+    save_state(start, tmp_path / "x")
+    whole = fit(tick, start)
+    assert differences(fit(tick, load_state(tmp_path / "x")[0]), whole) == []
+
+
+def test_where_there_are_no_hard_links_the_best_is_copied(tmp_path, monkeypatch):
+    def refused(*paths):
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.mark_best(folder.save(TensorDict({"w": torch.ones(1)}), 1, {}))
+    assert float(load_state(folder.best)[0]["w"]) == 1

@@ -206,3 +206,13 @@ def test_all_global_generators_puts_all_three_back(fails):
     first, same, other = draws
     assert first == same
     assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_a_gpu_that_was_not_used_yet_is_no_matter(monkeypatch):
+    """Before CUDA is initialised it counts its devices but has no generators for them."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    with all_global_generators(3):
+        first = torch.rand(2)
+    with all_global_generators(3):
+        assert torch.equal(torch.rand(2), first)

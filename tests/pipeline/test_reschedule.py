@@ -296,3 +296,9 @@ def test_plan_of():
     with pytest.raises(ValueError, match="graph 'tick' has no reschedule stage"):
         plan_of(graph)
     assert plan_of(sequence("outer", graph, reschedule(PLAN))) is PLAN
+
+
+def test_a_state_of_another_plan_is_refused():
+    state = initialize(reschedule(full_plan(20, 1)), bare_state(20))
+    with pytest.raises(ValueError, match="a plan of 20 examples, this one is of 60"):
+        initialize(reschedule(full_plan(20, 3)), state)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from tensordict import TensorDict
 
 from attent.pipeline.keyed import fold
 from attent.pipeline.source import ExampleError
-from attent.pipeline.stream import IndexBatches, Loading, Stream, keyed_order
+from attent.pipeline.stream import IndexBatches, Loading, Stream, keyed_order, num_batches
 from tests.pipeline.test_source import Faulty
 
 LOADINGS = [Loading(), Loading(prefetch=2), Loading(workers=2)]
@@ -58,12 +60,27 @@ def batches(index: torch.Tensor, batch_size: int, offset: int = 0) -> list[list[
 
 
 def test_the_last_batch_may_be_smaller():
-    assert batches(torch.arange(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert batches(torch.arange(8), 3) == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert batches(torch.arange(6), 3) == [[0, 1, 2], [3, 4, 5]]
     assert batches(torch.arange(2), 3) == [[0, 1]]
 
 
-@pytest.mark.parametrize(("offset", "expected"), [(3, [[3, 4, 5], [6]]), (5, [[5, 6]]), (7, [])])
+def test_a_single_one_left_goes_with_the_batch_before_it():
+    """Batch statistics of one example are undefined: BatchNorm refuses it."""
+    assert batches(torch.arange(7), 3) == [[0, 1, 2], [3, 4, 5, 6]]
+    assert batches(torch.arange(1), 3) == [[0]]
+    assert batches(torch.arange(3), 1) == [[0], [1], [2]]
+
+
+@given(examples=st.integers(0, 60), batch_size=st.integers(1, 12))
+def test_the_number_of_batches(examples, batch_size):
+    cut = batches(torch.arange(examples), batch_size)
+    assert num_batches(examples, batch_size) == len(cut)
+    assert [i for batch in cut for i in batch] == list(range(examples))
+    assert batch_size == 1 or examples == 1 or all(len(batch) > 1 for batch in cut)
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(3, [[3, 4, 5, 6]]), (5, [[5, 6]]), (7, [])])
 def test_an_offset_passes_over(offset, expected):
     assert batches(torch.arange(7), 3, offset) == expected
 
@@ -87,7 +104,7 @@ def test_index_batches_go_on_from_their_state():
 def test_a_stream_delivers_the_selected_in_order_each_once(loading):
     order = keyed_order(torch.arange(25) % 2 == 0, fold(0, "order", 0))  # 13 of 25
     delivered = list(Stream(Faulty(25), order, 4, loading=loading))
-    assert [len(batch) for batch in delivered] == [4, 4, 4, 1]
+    assert [len(batch) for batch in delivered] == [4, 4, 5]
     assert torch.equal(torch.cat([batch["index"] for batch in delivered]), order)
     assert torch.equal(torch.cat([batch["x"] for batch in delivered]), 10 * order)
 
@@ -107,7 +124,7 @@ def test_the_order_does_not_depend_on_who_is_fastest(loading):
 
 @every_loading
 def test_a_stream_ends_once_and_for_all(loading):
-    stream = Stream(Faulty(3), torch.arange(3), 2, loading=loading)
+    stream = Stream(Faulty(4), torch.arange(4), 2, loading=loading)
     assert len(list(stream)) == 2
     assert list(stream) == []
 

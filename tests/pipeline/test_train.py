@@ -449,3 +449,30 @@ def test_batch_norm_statistics_are_in_the_state():
     assert int(after["buffers", "norm.num_batches_tracked"]) == 5
     assert start["buffers", "norm.running_mean"].eq(0).all()
     assert after["buffers", "norm.running_mean"].ne(0).all()
+
+
+def test_batch_norm_never_meets_a_single_example():
+    """65 examples in batches of 32, and 7 in 3 parts: no batch and no part of one."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.out = nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.out(self.norm(x)).squeeze(-1)
+
+    for num_examples, step in ((65, Step(batch_size=32)), (7, Step(batch_size=7, accumulate=3))):
+        task = TinyTask()
+        task.model = Normed()
+        source = tiny_source(num_examples)
+        tick = full(source, train=tiny_train(task, source, step=step), epochs=1)
+        after = fit(tick, initial_state(task, source))
+        assert int(after["clock", "seen"]) == num_examples
+
+
+def test_a_task_with_nothing_to_train(task, source):
+    task.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="task 'tiny' has no trainable parameter"):
+        tiny_train(task, source)

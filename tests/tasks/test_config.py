@@ -67,12 +67,13 @@ WRONG = [
       ("gumbel_temperature", "lr", "eval_every", "save_every")],
     ({"lr": float("inf")}, "lr must be above 0, got inf"),
     *[({name: -1}, rf"{name} must be at least 0, got -1") for name in
-      ("weight_decay", "min_lr", "warmup_epochs", "shift", "workers")],
+      ("weight_decay", "min_lr", "shift", "workers")],
     *[({name: 1.0}, rf"{name} must be in \[0, 1\), got 1.0") for name in
       ("label_smoothing", "drop_path", "momentum")],
     *[({"held_out": value}, rf"held_out must be in \(0, 1\), got {value}") for value in (0.0, 1.0)],
     *[({"flip": value}, rf"flip must be in \[0, 1\], got {value}") for value in (-0.1, 1.1)],
     ({"clip": 0.0}, "clip must be above 0, or null, got 0.0"),
+    ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, or null, got -1"),
     *[({name: 0}, rf"{name} must be at least 1, or null, got 0") for name in
       ("image_size", "threads")],
     ({"num_classes": 1}, "num_classes must be at least 2, or null, got 1"),

@@ -440,3 +440,25 @@ def test_ctrl_c_saves_and_a_running_folder_is_locked(tmp_path):
     step = load_state(last_checkpoint(folder))[1]["step"]
     assert read_log(folder.log)[-1]["step"] == step
     assert not folder.weights.exists()
+
+
+def test_killed_before_the_first_checkpoint_it_starts_anew(whole, copy_of):
+    folder = copy_of(whole())
+    for path in (folder.checkpoints, folder.selections):
+        shutil.rmtree(path)
+    folder.log.write_text("")
+    said: list[str] = []
+    resume(folder.path, said.append)
+    assert "stopped before anything was saved" in said[0]
+    assert_same_end(whole(), folder)
+
+
+def test_a_damaged_best_is_set_aside_and_named(begin, whole):
+    folder = begin(150)
+    best = CheckpointFolder(folder.checkpoints).best
+    best.write_bytes(best.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"set aside: .*best\.safetensors is truncated"):
+        resume(folder.path, silent)
+    assert best.with_suffix(".damaged").exists()
+    ends = [load_state(last_checkpoint(run))[0] for run in (whole(), folder)]
+    assert differences(*ends) == []
