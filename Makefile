@@ -27,7 +27,7 @@ lint: setup
 types: setup
 	mkdir -p build/typing/attent
 	for part in pipeline models tasks; do ln -sfn ../../../$$part build/typing/attent/$$part; done
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: setup
 	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered --cov-fail-under=95

@@ -165,8 +165,9 @@ def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:
             f"stage {stage.name!r} returned {type(returned).__name__}; apply returns a TensorDict "
             "of the entries it writes"
         )
-    after = {p: v for p, v in leaves(returned) if p in owned or covered(p, writes)}
-    _check(stage, before, after, returned, handed)
+    found = dict(leaves(returned))
+    after = {p: v for p, v in found.items() if p in owned or covered(p, writes)}
+    _check(stage, before, after, found, handed)
     if donate:
         _store(after, owned)  # donated: what it was handed are the state's own tensors
         return state
@@ -218,7 +219,7 @@ def _check(
     stage: Stage,
     before: dict[Key, tuple],
     after: dict[Key, Tensor],
-    returned: TensorDict,
+    found: dict[Key, Tensor],
     handed: dict[Key, Tensor],
 ) -> None:
     """Refuse what a stage returned if it is not what it declared."""
@@ -228,7 +229,7 @@ def _check(
             f"stage {stage.name!r} writes {missing[0]!r} but did not return it"
             + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else "")
         )
-    for path, value in leaves(returned):
+    for path, value in found.items():
         if path in before:
             was, now = before[path], (value.shape, value.dtype, value.device)
             if now != was:
