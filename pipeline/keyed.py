@@ -53,6 +53,11 @@ def mix(x: Tensor) -> Tensor:
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(_MIX_1 % 2**64)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(_MIX_2 % 2**64)
         return torch.from_numpy((bits ^ (bits >> np.uint64(31))).view(np.int64)).reshape(x.shape)
+    return _mix_by_torch(x)
+
+
+def _mix_by_torch(x: Tensor) -> Tensor:
+    """`mix` in torch's signed integers, where the tensor is on another device."""
     x = x + _GOLDEN
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2

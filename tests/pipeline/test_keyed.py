@@ -216,3 +216,12 @@ def test_a_gpu_that_was_not_used_yet_is_no_matter(monkeypatch):
         first = torch.rand(2)
     with all_global_generators(3):
         assert torch.equal(torch.rand(2), first)
+
+
+def test_mix_is_the_same_on_every_device():
+    from attent.pipeline.keyed import _mix_by_torch, mix
+
+    draw = generator(0)
+    x = torch.randint(-(2**63), 2**63 - 1, (1000,), generator=draw)
+    assert torch.equal(_mix_by_torch(x), mix(x))
+    assert torch.equal(_mix_by_torch(x[0]), mix(x[0]))
