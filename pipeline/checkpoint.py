@@ -174,10 +174,10 @@ class CheckpointFolder:
 
     def save(self, state: TensorDict, step: int, about: Mapping[str, Any]) -> Path:
         """Write the checkpoint of a step, then remove those that are no longer kept."""
-        path = self.path / f"checkpoint-{step:09d}.safetensors"
+        path = self.path_of(step)
         save_state(state, path, {**about, "step": step})
         for old in self.steps()[: -self.keep]:
-            self._of(old).unlink(missing_ok=True)
+            self.path_of(old).unlink(missing_ok=True)
         return path
 
     def mark_best(self, path: Path) -> None:
@@ -219,7 +219,7 @@ class CheckpointFolder:
             raise CheckpointError(f"there is no checkpoint in {self.path}")
         damaged: list[str] = []
         for step in reversed(steps):
-            path = self._of(step)
+            path = self.path_of(step)
             try:
                 state, about = load_state(path)
             except CheckpointError as error:
@@ -234,7 +234,8 @@ class CheckpointFolder:
             return state, about, path
         raise CheckpointError(f"every checkpoint in {self.path} is damaged: {'; '.join(damaged)}")
 
-    def _of(self, step: int) -> Path:
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step is, if there is one."""
         return self.path / f"checkpoint-{step:09d}.safetensors"
 
 

@@ -105,7 +105,7 @@ def tensor(state: TensorDict, *key: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if value is None:
-        raise KeyError(f"no entry {key_name(key)!r} in the state{nearest(key, paths(state))}")
+        raise _missing(state, key)
     raise KeyError(f"{key_name(key)!r} holds other entries; name one of {sorted(value.keys())}")
 
 
@@ -119,8 +119,12 @@ def branch(state: TensorDict, *key: str) -> TensorDict:
     if isinstance(value, TensorDict):
         return value
     if value is None:
-        raise KeyError(f"no entry {key_name(key)!r} in the state{nearest(key, paths(state))}")
+        raise _missing(state, key)
     raise KeyError(f"{key_name(key)!r} is a tensor, not a container of entries")
+
+
+def _missing(state: TensorDict, key: Key) -> KeyError:
+    return KeyError(f"no entry {key_name(key)!r} in the state{nearest(key, paths(state))}")
 
 
 def number(state: TensorDict, *key: str) -> int:

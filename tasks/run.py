@@ -165,7 +165,7 @@ def resume(
         state = restore(run.state, saved, origin)
         for later in (step for step in store.steps() if step > about["step"]):
             # Damaged, and passed over on request: it would be taken for the latest again.
-            damaged = folder.checkpoints / f"checkpoint-{later:09d}.safetensors"
+            damaged = store.path_of(later)
             damaged.rename(damaged.with_suffix(".damaged"))
         say(f"resuming {folder.path} at step {about['step']}")
         return _go_on(command, config, run, state, folder, say), folder

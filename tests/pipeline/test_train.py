@@ -430,16 +430,19 @@ def test_tied_parameters_are_held_once():
     assert torch.equal(task.model.b.weight, after["params", "a.weight"])
 
 
+class Normed(nn.Module):
+    """Batch statistics, then a line."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.out = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.out(self.norm(x)).squeeze(-1)
+
+
 def test_batch_norm_statistics_are_in_the_state():
-    class Normed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(3)
-            self.out = nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.out(self.norm(x)).squeeze(-1)
-
     task = TinyTask()
     task.model = Normed()
     source = tiny_source()
@@ -453,15 +456,6 @@ def test_batch_norm_statistics_are_in_the_state():
 
 def test_batch_norm_never_meets_a_single_example():
     """65 examples in batches of 32, and 7 in 3 parts: no batch and no part of one."""
-
-    class Normed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(3)
-            self.out = nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.out(self.norm(x)).squeeze(-1)
 
     for num_examples, step in ((65, Step(batch_size=32)), (7, Step(batch_size=7, accumulate=3))):
         task = TinyTask()
