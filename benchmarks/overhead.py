@@ -1,6 +1,6 @@
 """What the engine costs: the `full` recipe against a hand-written PyTorch loop.
 
-    python benchmarks/overhead.py [--model vit_digits] [--rounds 15]
+    python benchmarks/overhead.py [--model vit_digits] [--rounds 30]
 
 Same model, data, batches, optimiser and schedule; both loops train one epoch a round, interleaved
 in one process; the ratio of each round's times, and their median. Selection is off: what is
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_digits", help="or any ViT of timm, at 64/8")
     parser.add_argument("--num_examples", type=int, default=1437)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=50, help="optimiser steps a tick")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

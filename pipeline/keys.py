@@ -157,17 +157,8 @@ def ensure(state: TensorDict, key: KeyLike, value: Tensor) -> None:
 
 
 def containers(state: TensorDict) -> TensorDict:
-    """A state of new containers that share every tensor.
-
-    ``TensorDict.select`` and ``copy`` hand out the *same* nested containers; setting an entry of
-    the copy would set it in the original.
-    """
-    fresh = TensorDict({}, batch_size=[])
-    for name, value in state.items():
-        if not isinstance(value, Tensor) and isinstance(value, TensorDict):
-            value = containers(value)
-        fresh.set(name, value)
-    return fresh
+    """A state of new containers, nested ones too, that share every tensor."""
+    return state.clone(recurse=False)
 
 
 def view(state: TensorDict, keys: Iterable[Key]) -> TensorDict:

@@ -130,6 +130,8 @@ def moments(optimizer: Optimizer, params: Mapping[str, Tensor]) -> TensorDict:
 class BoundOptimizer:
     """A torch optimiser whose parameters and moments are the state's own tensors.
 
+    When the steps are done, or one of them has failed, call ``close``.
+
     Args:
         optimizer: what to make.
         params: name -> the module's parameter, bound to the state's storage.
@@ -169,8 +171,11 @@ class BoundOptimizer:
             group["lr"] = rate
             group["weight_decay"] = self.spec.weight_decay(progress) if group["decays"] else 0.0
         self.torch.step()
+        return rate
+
+    def close(self) -> None:
+        """Bring home moments that the optimiser has replaced instead of updated."""
         for moments_of, moment, value in self._held:
-            if moments_of[moment] is not value:  # replaced by the optimiser instead of updated
+            if moments_of[moment] is not value:
                 value.copy_(moments_of[moment])
                 moments_of[moment] = value
-        return rate

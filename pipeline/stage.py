@@ -150,10 +150,9 @@ def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:
         ValueError: the stage did not return all it writes, returned something else as well, or
             changed a shape, a dtype or a device.
     """
-    given = view_of(stage, state, donate=donate)
-    handed = dict(leaves(given))  # apply may set entries of the view; this is what it was given
-    writes = stage.write_keys
-    owned = {path: value for path, value in handed.items() if covered(path, writes)}
+    given, owned = view_of(stage, state, donate=donate)
+    # apply may set entries of the view; this is what it was given
+    handed = dict(leaves(given))
     before = {path: (value.shape, value.dtype, value.device) for path, value in owned.items()}
     try:
         returned = stage.apply(given)
@@ -165,9 +164,7 @@ def run(stage: Stage, state: TensorDict, *, donate: bool = False) -> TensorDict:
             f"stage {stage.name!r} returned {type(returned).__name__}; apply returns a TensorDict "
             "of the entries it writes"
         )
-    found = dict(leaves(returned))
-    after = {p: v for p, v in found.items() if p in owned or covered(p, writes)}
-    _check(stage, before, after, found, handed)
+    after = _checked(stage, before, handed, dict(leaves(returned)))
     if donate:
         _store(after, owned)  # donated: what it was handed are the state's own tensors
         return state
@@ -183,8 +180,10 @@ def _store(values: dict[Key, Tensor], slots: dict[Key, Tensor]) -> None:
     A donated state keeps its tensors for the whole run: whoever holds it when a later stage fails
     holds the last committed values.
     """
-    owned = {slot.untyped_storage().data_ptr() for slot in slots.values()}
     moved = {path: value for path, value in values.items() if value is not slots[path]}
+    if not moved:
+        return
+    owned = {slot.untyped_storage().data_ptr() for slot in slots.values()}
     for path, value in moved.items():
         # A stage may swap two of its entries: what is about to be overwritten is copied first.
         if value.untyped_storage().data_ptr() in owned:
@@ -194,8 +193,14 @@ def _store(values: dict[Key, Tensor], slots: dict[Key, Tensor]) -> None:
             slots[path].copy_(value)
 
 
-def view_of(stage: Stage, state: TensorDict, *, donate: bool) -> TensorDict:
-    """What ``apply`` is handed: the declared entries, the written ones cloned unless donated."""
+def view_of(
+    stage: Stage, state: TensorDict, *, donate: bool
+) -> tuple[TensorDict, dict[Key, Tensor]]:
+    """What ``apply`` is handed: the declared entries, the written ones cloned unless donated.
+
+    Returns:
+        The view, and of its tensors those that are written, by path.
+    """
     reads, writes = stage.read_keys, stage.write_keys
     for key in sorted(reads | writes):
         if not has(state, key):
@@ -205,40 +210,39 @@ def view_of(stage: Stage, state: TensorDict, *, donate: bool) -> TensorDict:
                 f"{nearest(key, paths(state))}"
             )
     given = view(state, (key for key in reads if not covered(key, writes)))
+    owned: dict[Key, Tensor] = {}
     for key in writes:
         entry = find(state, key)
         assert entry is not None
         if isinstance(entry, TensorDict):
-            place(given, key, containers(entry) if donate else clone(entry))
+            entry = containers(entry) if donate else clone(entry)
+            owned.update(leaves(entry, key))
         else:
-            place(given, key, entry if donate else entry.detach().clone())
-    return given
+            entry = owned[key] = entry if donate else entry.detach().clone()
+        place(given, key, entry)
+    return given, owned
 
 
-def _check(
+def _checked(
     stage: Stage,
     before: dict[Key, tuple],
-    after: dict[Key, Tensor],
-    found: dict[Key, Tensor],
     handed: dict[Key, Tensor],
-) -> None:
-    """Refuse what a stage returned if it is not what it declared."""
-    missing = sorted(key_name(p) for p in before if p not in after)
-    if missing:
-        raise ValueError(
-            f"stage {stage.name!r} writes {missing[0]!r} but did not return it"
-            + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else "")
-        )
+    found: dict[Key, Tensor],
+) -> dict[Key, Tensor]:
+    """What a stage returned of what it writes; anything it did not declare is refused."""
+    after: dict[Key, Tensor] = {}
     for path, value in found.items():
-        if path in before:
-            was, now = before[path], (value.shape, value.dtype, value.device)
+        was = before.get(path)
+        if was is not None:
+            now = (value.shape, value.dtype, value.device)
             if now != was:
                 raise ValueError(
                     f"stage {stage.name!r} changed {key_name(path)!r} from {list(was[0])} {was[1]} "
                     f"on {was[2]} to {list(now[0])} {now[1]} on {now[2]}; shapes, dtypes and "
                     "devices are fixed"
                 )
-        elif path in after:
+            after[path] = value
+        elif covered(path, stage.write_keys):
             raise ValueError(
                 f"stage {stage.name!r} returned {key_name(path)!r}, which the state does not have: "
                 "allocate it in init"
@@ -248,6 +252,13 @@ def _check(
                 f"stage {stage.name!r} returned {key_name(path)!r}, which it does not declare in "
                 f"writes{nearest(path, stage.write_keys)}"
             )
+    if len(after) < len(before):
+        missing = sorted(key_name(path) for path in before if path not in after)
+        raise ValueError(
+            f"stage {stage.name!r} writes {missing[0]!r} but did not return it"
+            + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else "")
+        )
+    return after
 
 
 def initialize(stage: Stage, state: TensorDict) -> TensorDict:

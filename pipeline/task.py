@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from attent.pipeline.keyed import example_keys, fold
-from attent.pipeline.keys import Key, ensure, leaves, place
+from attent.pipeline.keys import Key, branch, ensure, leaves, place
 from attent.pipeline.source import Source
 
 Model = Callable[..., Any]
@@ -166,22 +166,23 @@ def view_keys(
     return example_keys(key, index)
 
 
-def bind(model: nn.Module, state: TensorDict) -> None:
+def bind(model: nn.Module, state: TensorDict) -> tuple[dict[str, nn.Parameter], list[Tensor]]:
     """Make the module's parameters and buffers the state's tensors (no copy).
 
     The module is then a window on the state: an optimiser that updates it in place updates the
     state. Called before each use, since another state may have been bound since.
+
+    Returns:
+        The module's trainable parameters by name, and its buffers.
     """
-    slots = dict(model.named_parameters()) | dict(model.named_buffers())
-    for group in ("params", "buffers"):
-        for (_, name), value in leaves(_only(state, group)):
+    params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    groups: dict[str, Mapping[str, Tensor]] = {"params": params, "buffers": buffers}
+    for group, slots in groups.items():
+        for (name,), value in leaves(branch(state, group)):
             slot = slots[name]
             if slot.data_ptr() != value.data_ptr() or slot.device != value.device:
                 slot.data = value
-
-
-def _only(state: TensorDict, group: str) -> TensorDict:
-    return TensorDict({group: state.get(group)}, batch_size=[])
+    return {name: p for name, p in params.items() if p.requires_grad}, list(buffers.values())
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> TensorDict:

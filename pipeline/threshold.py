@@ -16,6 +16,9 @@ from attent.pipeline.keyed import fold, generator
 CHUNK = 1 << 22
 """Elements worked on at once: bounds the memory beside scores and mask."""
 
+_LISTED = 1 << 22
+"""Ties up to this many are listed, at 8 bytes each."""
+
 _BINS = 1 << 16
 
 
@@ -60,15 +63,24 @@ def top_k_mask(values: Tensor, k: int, key: int) -> Tensor:
         for part, out in zip(values.split(CHUNK), mask.split(CHUNK), strict=True):
             out.logical_or_(part == threshold)
         return mask
-    return _add_ties(mask, values, threshold, k - above, key)
+    return _add_ties(mask, values, threshold, equal, k - above, key)
 
 
-def _add_ties(mask: Tensor, values: Tensor, threshold: Tensor, wanted: int, key: int) -> Tensor:
+def _add_ties(
+    mask: Tensor, values: Tensor, threshold: Tensor, equal: int, wanted: int, key: int
+) -> Tensor:
     """Take ``wanted`` of the values equal to the threshold, by the order of keyed noise.
 
-    Noise for all N rather than a list of the ties: it is never longer, however many there are.
+    A few are listed. Many have noise for all N instead: a list could be longer than that.
     """
     draw = generator(fold(key, "ties"), values.device)
+    if equal <= _LISTED:
+        ties = torch.cat(
+            [(part == threshold).nonzero().squeeze(1) + start for start, part in _chunks(values)]
+        )
+        order = torch.randperm(equal, generator=draw, device=values.device)
+        mask[ties[order[:wanted]]] = True
+        return mask
     noise = torch.rand(len(values), generator=draw, device=values.device)
     for start, part in _chunks(values):
         noise[start : start + len(part)].masked_fill_(part != threshold, -1.0)

@@ -165,23 +165,29 @@ class _Trainer:
         room = _Room.of(state)
         if room.examples <= 0:
             return state
-        bind(self.task.model, state)
-        self.task.model.train()
-        params = {k: p for k, p in self.task.model.named_parameters() if p.requires_grad}
-        buffers = list(self.task.model.buffers())
+        params, buffers = bind(self.task.model, state)
+        if not all(module.training for module in self.task.model.modules()):
+            self.task.model.train()  # which is slow
         bound = BoundOptimizer(self.optimizer, params, branch(state, "optim"), decays)
         books = _Books(state, self.observe)
         stream = self.streams.at(state, room)
-        with global_generators(next(iter(params.values())).device):
+        # What is known of the whole tick's examples at once: a call costs more than its numbers.
+        ahead = self.streams.ahead(room, self.steps)
+        keys = view_keys(books.seed, ahead, purpose="train", passes=books.passes)
+        weight = tensor(state, "weight")[ahead].to(self.compute.device)
+        start = room.offset
+        device, closing = self.compute.device, contextlib.closing
+        with global_generators(device), closing(bound), closing(books):
             for _ in range(self.steps):
                 batch = next(stream)
-                losses = self.compute.gradients(books, batch, buffers)
+                at = slice(room.offset - start, room.offset - start + len(batch))
+                losses, mean = self.compute.gradients(books, batch, keys[at], weight[at], buffers)
                 if self.clip is not None:
                     nn.utils.clip_grad_norm_(list(params.values()), self.clip)
                 room = room.after(len(losses))
                 rate = bound.step(room.seen / room.budget)
                 bound.torch.zero_grad(set_to_none=True)
-                books.commit(batch["index"], losses, rate)
+                books.commit(batch["index"], losses, mean, rate)
                 if room.examples <= 0:
                     break
         self.streams.left_at(room)
@@ -235,13 +241,21 @@ class _Compute:
         self.device = next(iter(trainable(task.model).values())).device
         self.model = torch.compile(task.model) if step.compile else task.model
 
-    def gradients(self, books: _Books, batch: TensorDict, buffers: list[Tensor]) -> Tensor:
-        """The losses of the batch, ``[B]``; one that is not finite raises before any update."""
+    def gradients(
+        self,
+        books: _Books,
+        batch: TensorDict,
+        keys: Tensor,
+        weight: Tensor,
+        buffers: list[Tensor],
+    ) -> tuple[Tensor, float]:
+        """The losses of the batch, ``[B]``, and their mean.
+
+        A loss that is not finite raises before any update.
+        """
         device = self.device
         seed_global(fold(books.seed, "dropout", books.step), device)
         index = batch["index"]
-        keys = view_keys(books.seed, index, purpose="train", passes=books.passes)
-        weight = books.weight[index].to(device)
         total = weight.sum()
         if device.type != "cpu":
             batch = batch.to(device, non_blocking=True)
@@ -254,7 +268,7 @@ class _Compute:
             count = min(self.step.accumulate, len(index))
             sizes = [len(part) for part in torch.arange(len(index)).tensor_split(count)]
             parts, weights = batch.split(sizes), weight.split(sizes)
-        losses = []
+        losses, summed = [], 0.0
         # A forward in training mode may move buffers (batch statistics); a failed step must not.
         kept = [(buffer, buffer.clone()) for buffer in buffers]
         try:
@@ -262,7 +276,12 @@ class _Compute:
                 with self._precision():
                     output = self.task.forward(self.model, part)
                 loss = self.task.losses(output, part)
-                check_finite(loss.detach(), part["index"], self.source, "training loss")
+                # One wait for the device: the sum says whether there is anything to look for.
+                part_sum = float(loss.detach().sum(dtype=torch.float32))
+                if not math.isfinite(part_sum):
+                    check_finite(loss.detach(), part["index"], self.source, "training loss")
+                    part_sum = float(loss.detach().cpu().double().sum())  # finite ones, but huge
+                summed += part_sum
                 ((part_weight * loss).sum() / total).backward()
                 losses.append(loss.detach())
         except Exception:
@@ -270,7 +289,7 @@ class _Compute:
             for buffer, before in kept:
                 buffer.copy_(before)
             raise
-        return losses[0] if len(losses) == 1 else torch.cat(losses)
+        return losses[0] if len(losses) == 1 else torch.cat(losses), summed / len(index)
 
     def _precision(self) -> contextlib.AbstractContextManager:
         if self.step.bfloat16:
@@ -279,43 +298,45 @@ class _Compute:
 
 
 class _Books:
-    """What a finished step writes beside weights and moments: clock, ledger, running loss, scores.
+    """What finished steps write beside weights and moments: clock, ledger, running loss, scores.
 
-    Written in place at every step, so that a donated state is never behind its weights.
+    The numbers are written when it is closed, also after a step that failed, so that a donated
+    state is never behind its weights.
     """
 
     def __init__(self, state: TensorDict, observe: bool) -> None:
+        self.state = state
         self.seed = number(state, "seed")
         self.passes = number(state, "clock", "passes")
         self.step = number(state, "clock", "step")
-        self.weight = tensor(state, "weight")
-        self._step = tensor(state, "clock", "step")
-        counters = [("clock", "seen"), ("clock", "offset")]
-        counters += [("ledger", "forwarded"), ("ledger", "backwarded")]
-        self._counters = [tensor(state, *entry) for entry in counters]
-        self._rate = tensor(state, "metrics", "lr")
-        self._running = tensor(state, "metrics", "train_loss")
-        self._started = not bool(torch.isnan(self._running))
+        self._trained = 0
+        self._rate = float(tensor(state, "metrics", "lr"))
+        self._average = float(tensor(state, "metrics", "train_loss"))
         self._observed = (
             (tensor(state, "scores", "loss"), tensor(state, "scores", "step")) if observe else None
         )
 
-    def commit(self, index: Tensor, losses: Tensor, rate: float) -> None:
+    def commit(self, index: Tensor, losses: Tensor, mean: float, rate: float) -> None:
         self.step += 1
-        self._step.fill_(self.step)
-        for counter in self._counters:
-            counter.add_(len(index))
-        self._rate.fill_(rate)
-        mean = losses.mean().double().cpu()
-        if self._started:
-            self._running.mul_(AVERAGE).add_(mean, alpha=1 - AVERAGE)
+        self._trained += len(index)
+        self._rate = rate
+        if math.isnan(self._average):
+            self._average = mean
         else:
-            self._running.copy_(mean)
-            self._started = True
+            self._average += (1 - AVERAGE) * (mean - self._average)
         if self._observed is not None:
             scores, stamps = self._observed
             scores[index] = losses.to(scores.device, scores.dtype)
             stamps[index] = self.step
+
+    def close(self) -> None:
+        tensor(self.state, "clock", "step").fill_(self.step)
+        for entry in ("seen", "offset"):
+            tensor(self.state, "clock", entry).add_(self._trained)
+        for entry in ("forwarded", "backwarded"):
+            tensor(self.state, "ledger", entry).add_(self._trained)
+        tensor(self.state, "metrics", "lr").fill_(self._rate)
+        tensor(self.state, "metrics", "train_loss").fill_(self._average)
 
 
 class _OpenStream:
@@ -331,6 +352,7 @@ class _OpenStream:
         self.loading = loading
         self._stream: Stream | None = None
         self._mask: Tensor | None = None
+        self._order = torch.empty(0, dtype=torch.int64)
         self._at: tuple = ()
 
     def at(self, state: TensorDict, room: _Room) -> Stream:
@@ -345,9 +367,10 @@ class _OpenStream:
                     f"the mask selects {len(order)} examples, but plan/size asks for "
                     f"{room.pass_size}"
                 )
+            self._order = order[: room.pass_size]
             self._stream = Stream(
                 self.source,
-                order[: room.pass_size],
+                self._order,
                 self.batch_size,
                 offset=room.offset,
                 loading=self.loading,
@@ -356,7 +379,13 @@ class _OpenStream:
         self._at = ()  # not reusable until the tick ends well
         return self._stream
 
+    def ahead(self, room: _Room, steps: int) -> Tensor:
+        """The examples that up to ``steps`` batches from here on may hold."""
+        # The last batch of a pass may hold one more.
+        return self._order[room.offset : room.offset + steps * self.batch_size + 1]
+
     def left_at(self, room: _Room) -> None:
         self._at = (*self._pass, room.offset)
         if room.offset >= room.pass_size:
             self._stream = None
+            self._order = self._order[:0].clone()

@@ -46,12 +46,14 @@ def test_selects_what_topk_selects(numbers, data, key):
 
 
 @settings(deadline=None, max_examples=50)
-@given(vectors, st.data(), st.sampled_from([1, 2, 3, 7]))
-def test_chunks_change_nothing(numbers, data, chunk):
+@given(vectors, st.data(), st.sampled_from([1, 2, 3, 7]), st.sampled_from([0, 1 << 22]))
+def test_chunks_change_nothing(numbers, data, chunk, listed):
     values = torch.tensor(numbers, dtype=torch.float32)
     k = data.draw(st.integers(1, len(values)))
-    whole = top_k_mask(values, k, 5)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threshold, "_LISTED", listed)
+        whole = top_k_mask(values, k, 5)
+        assert torch.equal(selected(values, whole), values.topk(k).values)
         patch.setattr(threshold, "CHUNK", chunk)
         assert torch.equal(top_k_mask(values, k, 5), whole)
 
@@ -78,11 +80,20 @@ def test_both_zeros_tie():
     assert {top_k_mask(values, 1, key).tolist()[0] for key in range(20)} == {True, False}
 
 
+@pytest.mark.usefixtures("ties")
 def test_another_key_breaks_ties_otherwise():
     values = torch.ones(100)
     assert not torch.equal(top_k_mask(values, 50, 1), top_k_mask(values, 50, 2))
 
 
+@pytest.fixture(params=["listed", "noise"])
+def ties(request, monkeypatch):
+    """Both ways of taking ties: from a list of a few, by noise where there are many."""
+    if request.param == "noise":
+        monkeypatch.setattr(threshold, "_LISTED", 0)
+
+
+@pytest.mark.usefixtures("ties")
 def test_ties_favour_no_position():
     # 4 is always taken; one of the three 3's too; the 1's never.
     values = torch.tensor([3.0, 1.0, 3.0, 4.0, 1.0, 3.0])
@@ -92,6 +103,7 @@ def test_ties_favour_no_position():
     assert (taken[[0, 2, 5]] - 500).abs().max() < 91
 
 
+@pytest.mark.usefixtures("ties")
 def test_equal_scores_favour_no_position():
     taken = sum(top_k_mask(torch.zeros(8), 2, key).long() for key in range(2000))
     # 2000 * 2/8 = 500 each, standard deviation sqrt(2000 * 1/4 * 3/4) = 19.4; five are 97.

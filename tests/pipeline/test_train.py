@@ -276,6 +276,14 @@ def test_a_loss_that_is_not_finite_names_its_example_and_spoils_nothing():
     assert differences(resumed, whole) == []
 
 
+def test_losses_whose_sum_overflows_are_still_finite_losses():
+    task, source = TinyTask(), tiny_source()
+    source.fields["y"].fill_(1e19)  # losses of 1e38: four of them are above float32's 3.4e38
+    stage = tiny_train(task, source)
+    after = run(stage, initialize(stage, budgeted(task, source)))
+    assert float(after["metrics", "train_loss"]) == pytest.approx(1e38, rel=1e-3)
+
+
 def test_an_example_that_cannot_be_read_names_itself():
     class Broken(TensorSource):
         def fetch(self, index):
