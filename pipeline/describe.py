@@ -28,7 +28,7 @@ def describe(graph: Stage) -> str:
             what = "" if shown else f" (when {key_name(stage.flag)})"
         else:
             what = f" ({stage.kind})"
-        note = f"  [{stage.note}]" if stage.note else ""
+        note = f"  [{_note(stage)}]" if stage.note else ""
         lines.append("  " * depth + stage.name + what + note)
     return "\n".join(lines)
 
@@ -42,13 +42,13 @@ def to_mermaid(graph: Stage) -> str:
     def draw(stage: Stage, indent: str, condition: str | None) -> None:
         node = f"n{next(counter)}"
         if not stage.children:
-            note = f"<br/>{stage.note}" if stage.note else ""
+            note = f"<br/>{_note(stage)}" if stage.note else ""
             lines.append(f'{indent}{node}["{_escape(stage.name + note)}"]')
             order.append((node, condition))
             return
         if stage.flag is not None:
             condition = key_name(stage.flag)
-        label = f"{stage.name} ({stage.note})" if stage.note else stage.name
+        label = f"{stage.name} ({_note(stage)})" if stage.note else stage.name
         lines.append(f'{indent}subgraph {node} ["{_escape(label)}"]')
         for child in stage.children:
             draw(child, indent + "  ", condition)
@@ -80,3 +80,7 @@ def _names(keys: frozenset[Key]) -> str:
 
 def _escape(text: str) -> str:
     return text.replace('"', "#quot;")
+
+
+def _note(stage: Stage) -> str:
+    return stage.note() if callable(stage.note) else stage.note

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.func import functional_call
 
 from attent.pipeline.keys import branch, leaves, number, place, tensor
 from attent.pipeline.signals import Signal, Tensors, signal_of
 from attent.pipeline.source import ExampleError, Source, describe_example
 from attent.pipeline.stage import Stage
 from attent.pipeline.stream import Loading, Stream
-from attent.pipeline.task import Task, ensure_scores, view_keys
+from attent.pipeline.task import Task, ensure_scores, functional_model, view_keys
 
 
 def score(
@@ -35,9 +34,9 @@ def score(
     Args:
         task: what is learned.
         source: the N training examples.
-        signal: ``loss``, ``grad_norm``, ``output_grad_norm``, or your own `Signal`.
+        signal: the name of one in `SIGNALS`, or your own `Signal`.
         batch_size: examples in one forward.
-        chunk: examples that vmap maps at once (None: the whole batch).
+        chunk: examples that vmap maps at once, in signals that use it (None: the whole batch).
         examples_per_tick: stop after so many and go on in the next tick, so that a long scoring
             can be interrupted; rounded up to whole batches.
         loading: workers and prefetching.
@@ -82,6 +81,10 @@ def score(
         ensure_scores(state, chosen.name, num_examples)
         return state
 
+    def note() -> str:
+        how = "" if chosen.explain is None else f", {chosen.explain(task, source)}"
+        return f"{chosen.name} of {num_examples:,} examples{how}"
+
     entries = {
         ("scores", chosen.name),
         ("scores", "step"),
@@ -98,7 +101,7 @@ def score(
         apply=apply,
         init=init,
         provides={("scores", chosen.name)},
-        note=f"{chosen.name} of {num_examples:,} examples",
+        note=note,
     )
 
 
@@ -150,7 +153,7 @@ class Frozen:
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """The model itself, as a pure function of the state's weights."""
-        return functional_call(self.task.model, (self.params, self.buffers), args, kwargs)
+        return functional_model(self.task.model, self.params, self.buffers)(*args, **kwargs)
 
     def measure(self, signal: Signal, batch: TensorDict, chunk: int | None) -> Tensor:
         """A signal of each example of a batch, ``[B]``."""

@@ -1,6 +1,7 @@
-"""Signals: what is measured of each example, by ``torch.func.vmap`` over a functional call.
+"""Signals: what is measured of each example.
 
-This is the definition, for any model that vmap can map; faster ways must agree with it.
+`vmap_grad_norms`, by ``torch.func.vmap`` over a functional call, is the definition of a gradient
+norm; `attent.pipeline.ghost` computes the same for less.
 
 Shapes: B examples in a batch, P trainable parameters in all.
 """
@@ -8,16 +9,19 @@ Shapes: B examples in a batch, P trainable parameters in all.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from attent.pipeline.task import Task
+from attent.pipeline import ghost
+from attent.pipeline.source import Source, fetch_batch
+from attent.pipeline.task import Task, functional_model, view_keys
+from attent.pipeline.vmapping import ready_for_vmap
 
 Tensors = dict[str, Tensor]
 
@@ -31,11 +35,13 @@ class Signal:
         measure: (task, params, buffers, batch, chunk) -> ``[B]`` float32; the model is in eval mode
             and the batch is the fixed view; chunk is how many examples to map at once.
         backward: whether it costs a backward pass beside the forward.
+        explain: (task, source) -> how it is computed for this task, shown by `describe`.
     """
 
     name: str
     measure: Callable[[Task, Tensors, Tensors, TensorDict, int | None], Tensor]
     backward: bool = False
+    explain: Callable[[Task, Source], str] | None = None
 
 
 def example_losses(
@@ -43,10 +49,12 @@ def example_losses(
 ) -> Tensor:
     """The loss of each example, ``[B]``, from one batched forward without gradient."""
     with torch.no_grad():
-        return task.losses(task.forward(_call(task, params, buffers), batch), batch).float()
+        return task.losses(
+            task.forward(functional_model(task.model, params, buffers), batch), batch
+        ).float()
 
 
-def grad_norms(
+def vmap_grad_norms(
     task: Task, params: Tensors, buffers: Tensors, batch: TensorDict, chunk: int | None = None
 ) -> Tensor:
     """The Euclidean norm of each example's gradient with respect to the trainable parameters.
@@ -58,13 +66,13 @@ def grad_norms(
     def norm(params: Tensors, example: TensorDict) -> Tensor:
         def loss(params: Tensors) -> Tensor:
             one = _batch_of_one(example)
-            return task.losses(task.forward(_call(task, params, buffers), one), one)[0]
+            model = functional_model(task.model, params, buffers)
+            return task.losses(task.forward(model, one), one)[0]
 
         return _norm(grad(loss)(params))
 
-    # no_grad only stops torch's own graph: `grad` differentiates inside. vmap has no rule for the
-    # fused attention of the CPU and would loop over it.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    # no_grad only stops torch's own graph: `grad` differentiates inside.
+    with torch.no_grad(), ready_for_vmap(task.model):
         return vmap(norm, in_dims=(None, 0), chunk_size=chunk)(params, batch).float()
 
 
@@ -78,23 +86,47 @@ def output_grad_norms(
     ``|| softmax(f(x)) - onehot(y) ||``, for squared error ``2 || f(x) - y ||``.
     """
     with torch.no_grad():
-        output = task.forward(_call(task, params, buffers), batch)
+        output = task.forward(functional_model(task.model, params, buffers), batch)
+    leaves, spec = tree_flatten(output)
+    # A loss is a function of its own example's output alone, so the gradient of their sum has each
+    # one's gradient in its row.
+    free = [
+        leaf.detach().requires_grad_()
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        else leaf
+        for leaf in leaves
+    ]
+    wanted = [leaf for leaf in free if isinstance(leaf, Tensor) and leaf.requires_grad]
+    with torch.enable_grad():
+        total = task.losses(tree_unflatten(free, spec), batch).sum()
+    grads = torch.autograd.grad(total, wanted, allow_unused=True)
+    squares = [g.reshape(len(g), -1).float().square().sum(1) for g in grads if g is not None]
+    return torch.stack(squares).sum(0).sqrt()
 
-        def norm(output: object, example: TensorDict) -> Tensor:
-            def loss(output: object) -> Tensor:
-                first = tree_map(lambda leaf: leaf.unsqueeze(0), output)
-                return task.losses(first, _batch_of_one(example))[0]
 
-            return _norm(grad(loss)(output))
-
-        return vmap(norm, chunk_size=chunk)(output, batch).float()
+def _explain_ghost(task: Task, source: Source) -> str:
+    """How the norms of a task are computed, from its model as it is and the first examples."""
+    params = {name: p.detach() for name, p in task.model.named_parameters() if p.requires_grad}
+    buffers = dict(task.model.named_buffers())
+    device = next(iter(params.values())).device
+    index = torch.arange(min(3, len(source)))
+    batch = fetch_batch(source, index).to(device)
+    training = task.model.training
+    task.model.eval()
+    try:
+        ready = task.view(batch, view_keys(0, index).to(device), training=False)
+        return ghost.coverage_of(task, params, buffers, ready).told(task.model)
+    finally:
+        task.model.train(training)
 
 
 SIGNALS = {
     signal.name: signal
     for signal in (
         Signal(name="loss", measure=example_losses),
-        Signal(name="grad_norm", measure=grad_norms, backward=True),
+        Signal(name="grad_norm", measure=ghost.grad_norms, backward=True, explain=_explain_ghost),
+        Signal(name="vmap_grad_norm", measure=vmap_grad_norms, backward=True),
+        Signal(name="last_layer", measure=ghost.last_layer_norms, explain=_explain_ghost),
         Signal(name="output_grad_norm", measure=output_grad_norms),
     )
 }
@@ -114,17 +146,41 @@ def signal_of(signal: str | Signal) -> Signal:
     return SIGNALS[signal]
 
 
-def _call(task: Task, params: Tensors, buffers: Tensors) -> Callable:
-    """The task's model as a pure function of these parameters and buffers.
+def per_example(signal: str | Signal, length: Literal["mean", "sqrt", "sum"]) -> Signal:
+    """A signal with another say for the length of an example.
 
-    Buffers are copied by `functional_call`'s contract only if a module assigns to them; in eval
-    mode none does.
+    A task's loss is the mean over an example's own targets (tokens, patches). The gradient of a
+    mean falls with their number n, that of a sum grows with it: which examples lead is decided as
+    much by this as by anything else.
+
+    Args:
+        signal: a norm or a loss of the mean.
+        length: ``mean`` leaves it; ``sqrt`` multiplies by sqrt(n), ``sum`` by n.
+
+    Returns:
+        A signal of the same name with ``_sqrt`` or ``_sum`` after it; the task must have
+        ``targets(batch) -> [B]``, the number of each example's targets.
     """
+    chosen = signal_of(signal)
+    power = {"mean": 0.0, "sqrt": 0.5, "sum": 1.0}
+    if length not in power:
+        raise ValueError(f"length is one of {', '.join(power)}, got {length!r}")
+    if length == "mean":
+        return chosen
 
-    def model(*args: object, **kwargs: object) -> object:
-        return functional_call(task.model, (params, buffers), args, kwargs)
+    def measure(
+        task: Task, params: Tensors, buffers: Tensors, batch: TensorDict, chunk: int | None
+    ) -> Tensor:
+        targets = getattr(task, "targets", None)
+        if targets is None:
+            raise ValueError(
+                f"signal {chosen.name}_{length} needs the number of each example's targets: give "
+                f"task {task.name!r} a method targets(batch) -> [B]"
+            )
+        counts = targets(batch).float()
+        return chosen.measure(task, params, buffers, batch, chunk) * counts ** power[length]
 
-    return model
+    return replace(chosen, name=f"{chosen.name}_{length}", measure=measure)
 
 
 def _batch_of_one(example: TensorDict) -> TensorDict:

@@ -74,7 +74,7 @@ class Stage:
             of the graph, before the first step.
         provides: entries that exist after ``init``; by default what it writes, if it has an init.
         children: the stages a combinator is made of, for `describe` and `validate`.
-        note: a word on what it does, shown by `describe`.
+        note: a word on what it does, shown by `describe`; or a function that finds it out.
         kind: how a graph is drawn: ``stage``, ``sequence``, ``repeat`` or ``when``.
         flag: the entry a ``when`` asks.
         made_from: what it was made from, for tools that look at graphs (a reschedule's `Plan`).
@@ -99,7 +99,7 @@ class Stage:
     init: Apply = identity
     provides: Iterable[KeyLike] | None = None
     children: tuple[Stage, ...] = ()
-    note: str = ""
+    note: str | Callable[[], str] = ""
     kind: str = field(default="stage", repr=False)
     flag: Key | None = field(default=None, repr=False)
     made_from: object = field(default=None, repr=False)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from attent.pipeline.keyed import example_keys, fold
 from attent.pipeline.keys import Key, branch, ensure, leaves, place
@@ -164,6 +165,22 @@ def view_keys(
     """
     key = fold(seed, purpose) if passes is None else fold(seed, purpose, passes)
     return example_keys(key, index)
+
+
+def functional_model(
+    model: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> Model:
+    """A model as a pure function of these parameters and buffers.
+
+    Buffers are copied by `functional_call`'s contract only if a module assigns to them; in eval
+    mode none does.
+    """
+    tensors = (dict(params), dict(buffers))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(model, tensors, args, kwargs)
+
+    return call
 
 
 def bind(model: nn.Module, state: TensorDict) -> tuple[dict[str, nn.Parameter], list[Tensor]]:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 Method = Literal["attent_complex", "attent_simple", "full"]
+SignalName = Literal["loss", "grad_norm", "last_layer", "output_grad_norm", "vmap_grad_norm"]
 
 
 class ConfigError(ValueError):
@@ -40,14 +41,16 @@ class SelectionConfig:
         total_cycles: how often to score and select, at least 1.
         gumbel_temperature: of selection_strategy soft; low is like hard, high like random.
         soft_normalization: of selection_strategy soft; how scores become probabilities.
-        signal: what is measured of each example.
+        signal: what is measured of each example: its loss; the exact norm of its gradient
+            (grad_norm; vmap_grad_norm the same by vmap, for models that grad_norm refuses), of the
+            gradient by the head (last_layer) or by the output (output_grad_norm).
         scores: fresh (a scoring pass before each selection) or observed (losses from the training
             forward, at no cost).
         attent_ratio: share selected by attent_simple after its first epoch, in (0, 1].
         budget: what epochs counts. examples: epochs * N examples are trained on, a pass over a
             subset counts its own size. passes (as published): a pass over a subset counts as an
             epoch, so that fewer examples are trained on.
-        score_chunk: examples that vmap maps at once (grad_norm); less needs less memory.
+        score_chunk: examples that vmap maps at once (vmap_grad_norm); less needs less memory.
     """
 
     method: Method = "attent_complex"
@@ -61,7 +64,7 @@ class SelectionConfig:
     total_cycles: int = 10
     gumbel_temperature: float = 1.0
     soft_normalization: Literal["softmax", "sigmoid"] = "softmax"
-    signal: Literal["loss", "grad_norm", "output_grad_norm"] = "loss"
+    signal: SignalName = "loss"
     scores: Literal["fresh", "observed"] = "fresh"
     attent_ratio: float = 0.7
     budget: Literal["examples", "passes"] = "examples"

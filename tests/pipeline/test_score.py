@@ -63,9 +63,12 @@ def residuals(source) -> torch.Tensor:
 def hand(source, signal: str) -> torch.Tensor:
     """r^2, 2 |r| sqrt(|x|^2 + 1), 2 |r|: see test_signals.py."""
     r, x = residuals(source), source.fields["x"]
+    gradient = 2 * r.abs() * (x.norm(dim=1) ** 2 + 1).sqrt()
     return {
         "loss": r**2,
-        "grad_norm": 2 * r.abs() * (x.norm(dim=1) ** 2 + 1).sqrt(),
+        "grad_norm": gradient,
+        "vmap_grad_norm": gradient,
+        "last_layer": gradient,  # it is the only one
         "output_grad_norm": 2 * r.abs(),
     }[signal]
 

@@ -12,7 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from attent.pipeline import SIGNALS, Signal, generator
-from attent.pipeline.signals import example_losses, grad_norms, output_grad_norms, signal_of
+from attent.pipeline.signals import (
+    example_losses,
+    output_grad_norms,
+    signal_of,
+    vmap_grad_norms,
+)
 from attent.tasks.classification import Classification
 from tests.tiny import TinyTask, tiny_source
 
@@ -91,7 +96,7 @@ def test_losses_equal_a_loop(vit):
 @pytest.mark.parametrize("chunk", [None, 1, 3, 100])
 def test_grad_norms_equal_a_loop(vit, chunk):
     batch = images()
-    measured = grad_norms(vit, *parts(vit), batch, chunk)
+    measured = vmap_grad_norms(vit, *parts(vit), batch, chunk)
     assert (measured.dtype, measured.shape) == (torch.float32, (BATCH,))
     torch.testing.assert_close(measured, loop_norms(vit, batch), rtol=1e-5, atol=0)
     assert measured.std() > 0.1
@@ -119,11 +124,11 @@ def test_output_grad_norms_with_label_smoothing(vit):
 
 def test_frozen_parameters_are_not_in_the_norm():
     task, batch = Classification(small_vit(), CLASSES), images()
-    whole = grad_norms(task, *parts(task), batch)
+    whole = vmap_grad_norms(task, *parts(task), batch)
     task.model.blocks.requires_grad_(False)
     params, buffers = parts(task)
     assert not any(name.startswith("blocks") for name in params)
-    measured = grad_norms(task, params, buffers, batch)
+    measured = vmap_grad_norms(task, params, buffers, batch)
     torch.testing.assert_close(measured, loop_norms(task, batch), rtol=1e-5, atol=0)
     assert bool((measured < 0.99 * whole).all())
 
@@ -133,7 +138,7 @@ def test_linear_regression_by_hand():
     given = (task, *parts(task), batch)
     torch.testing.assert_close(example_losses(*given), r**2)
     # The loss r^2 has the gradients 2 r x in w and 2 r in b, and 2 r in the output.
-    torch.testing.assert_close(grad_norms(*given), 2 * r.abs() * (size**2 + 1).sqrt())
+    torch.testing.assert_close(vmap_grad_norms(*given), 2 * r.abs() * (size**2 + 1).sqrt())
     torch.testing.assert_close(output_grad_norms(*given), 2 * r.abs())
 
 
@@ -143,7 +148,7 @@ def test_a_frozen_factor_by_hand():
     r = 3 * batch["x"] @ torch.tensor([0.1, 0.2, 0.3]) - batch["y"]
     given = (task, *parts(task), batch)
     # f = 3 (w.x + b): the gradients are 6 r x and 6 r; that of the factor is not counted.
-    torch.testing.assert_close(grad_norms(*given), 6 * r.abs() * (size**2 + 1).sqrt())
+    torch.testing.assert_close(vmap_grad_norms(*given), 6 * r.abs() * (size**2 + 1).sqrt())
     torch.testing.assert_close(output_grad_norms(*given), 2 * r.abs())
 
 
@@ -199,7 +204,7 @@ def test_outputs_of_several_tensors(container, chunk):
     torch.testing.assert_close(output_grad_norms(*given), 2 * (r**2 + twice**2).sqrt())
     # d loss / d f = 2 r + 4 (2 f - y).
     expected = (2 * r + 4 * twice).abs() * (size**2 + 1).sqrt()
-    torch.testing.assert_close(grad_norms(*given), expected)
+    torch.testing.assert_close(vmap_grad_norms(*given), expected)
 
 
 class Tied(nn.Module):
@@ -222,17 +227,18 @@ def test_tied_weights_count_once_with_both_uses():
     params, buffers = parts(task)
     assert list(params) == ["a.weight"]
     # f = 2 w.x: the gradient is 2 r * 2 x.
-    torch.testing.assert_close(grad_norms(task, params, buffers, batch), 4 * r.abs() * size)
+    torch.testing.assert_close(vmap_grad_norms(task, params, buffers, batch), 4 * r.abs() * size)
 
 
 def test_signals_by_name():
-    assert [signal_of(name).name for name in SIGNALS] == ["loss", "grad_norm", "output_grad_norm"]
-    assert [s.backward for s in SIGNALS.values()] == [False, True, False]
+    assert [signal_of(name).name for name in SIGNALS] == list(SIGNALS)
+    backward = [name for name, signal in SIGNALS.items() if signal.backward]
+    assert backward == ["grad_norm", "vmap_grad_norm"]
     own = Signal(name="own", measure=example_losses)
     assert signal_of(own) is own
 
 
 def test_an_unknown_signal():
-    message = "no signal 'gradnorm'; there are loss, grad_norm, output_grad_norm"
+    message = f"no signal 'gradnorm'; there are {', '.join(SIGNALS)}"
     with pytest.raises(ValueError, match=message):
         signal_of("gradnorm")

@@ -1,0 +1,274 @@
+"""The survey: which uses of parameters are covered, and the proof that the norms are right.
+
+Before norms are computed for a model, its forward is run on two and on three examples, so that what
+has the examples first is told from what only happens to be as long; and the norms of the two
+examples are compared with plain gradients. What cannot be had is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from attent.pipeline.ghost.mapped import Call, account, mapping
+from attent.pipeline.ghost.tape import BATCHED, DERIVED, UNCOVERED, GhostError, Tape, Use
+
+Losses = Callable[[Mapping[str, Tensor], TensorDict], Tensor]
+"""(parameters, batch) -> the loss of each example, ``[B]``."""
+
+TOLERANCE = 1e-2
+"""How far a squared norm may be from that of the plain gradient, as a share of the whole.
+
+What the check is after (a piece left out, examples that are mixed up) is far larger; bfloat16's own
+error is below it.
+"""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How the gradient norms of a model are computed.
+
+    Attributes:
+        uses: every use of a parameter in a forward, in order.
+        mapped: path of a module -> parameters of it that vmap accounts for.
+        batched: (path, place of an input) of mapped modules -> whether it has the examples first.
+        heads: positions in ``uses`` after which no parameter is used on the way to the loss.
+        formed: parameters whose per-example gradient is formed on the way to its norm.
+    """
+
+    uses: tuple[Use, ...]
+    mapped: Mapping[str, frozenset[str]]
+    batched: Mapping[tuple[str, int], bool]
+    heads: frozenset[int]
+    formed: frozenset[str]
+
+    @property
+    def mapped_names(self) -> frozenset[str]:
+        """The parameters that vmap accounts for, all or in part."""
+        return _names(self.mapped)
+
+    def told(self, model: nn.Module) -> str:
+        """What is mapped by vmap, for people."""
+        if not self.mapped:
+            return "all by ghost norms"
+        named = [
+            f"{path or 'the whole model'} ({type(model.get_submodule(path)).__name__})"
+            for path in sorted(self.mapped)
+        ]
+        return f"ghost norms, but by vmap: {', '.join(named)}"
+
+
+def survey(
+    model: nn.Module, losses: Losses, params: Mapping[str, Tensor], batch: TensorDict
+) -> Coverage:
+    """Find out how a model uses its parameters.
+
+    Args:
+        model: whose modules are mapped where no rule covers a use.
+        losses: runs the model; its buffers and the global generators are put back by the caller.
+        params: the trainable parameters by name.
+        batch: at least one example, as the model is to see it.
+
+    Raises:
+        GhostError: the norms cannot be had, or differ from those of plain gradients.
+    """
+    device = next(iter(params.values())).device
+    pick = [torch.arange(n, device=device) % len(batch) for n in (2, 3)]
+    two, three = (batch[p] for p in pick)
+    mapped: dict[str, frozenset[str]] = {}
+    overrides: dict[int, str] = {}
+    for _ in range(10 * (2 + sum(1 for _ in model.modules()))):
+        first = _trace(model, losses, params, two, mapped, overrides)
+        second = _trace(model, losses, params, three, mapped, overrides)
+        mistaken = _mistaken(first.uses, second.uses)
+        if mistaken is not None:
+            overrides[mistaken[0]] = mistaken[1]
+            continue
+        moved = _escalate(mapped, first, second)
+        uncovered = [use for use in first.uses if use.kind == UNCOVERED]
+        for use in uncovered:
+            mapped[use.module] = mapped.get(use.module, frozenset()) | frozenset(use.names)
+        if not uncovered and not moved:
+            return _proved(model, losses, params, two, mapped, first, second)
+        overrides.clear()
+    raise GhostError("the uses of the model's parameters cannot be told apart; use vmap_grad_norm")
+
+
+@dataclass(frozen=True)
+class _Trace:
+    uses: list[Use]
+    calls: list[Call]
+
+
+def _trace(
+    model: nn.Module,
+    losses: Losses,
+    params: Mapping[str, Tensor],
+    batch: TensorDict,
+    mapped: Mapping[str, frozenset[str]],
+    overrides: Mapping[int, str],
+) -> _Trace:
+    with _running(model) as where:
+        tape = Tape(params, len(batch), overrides=overrides, where=where)
+        with mapping(model, tape, mapped) as calls, tape:
+            losses(params, batch)
+    return _Trace(tape.uses, calls)
+
+
+def _mistaken(first: list[Use], second: list[Use]) -> tuple[int, str] | None:
+    """The first use whose kind was guessed wrong from one batch size alone, and what it is."""
+    for position, (a, b) in enumerate(zip(first, second, strict=False)):
+        if UNCOVERED in (a.kind, b.kind):
+            kind = UNCOVERED
+        elif a.shape == b.shape:
+            kind = DERIVED
+        elif a.shape[:1] == (2,) and b.shape[:1] == (3,):
+            kind = BATCHED
+        else:
+            kind = UNCOVERED
+        if (a.kind, b.kind) != (kind, kind):
+            return position, kind
+    if len(first) != len(second):
+        raise GhostError(
+            "the model uses its parameters otherwise with two examples than with three; use "
+            "vmap_grad_norm for such a model"
+        )
+    return None
+
+
+def _escalate(mapped: dict[str, frozenset[str]], first: _Trace, second: _Trace) -> bool:
+    """Map the parent of a module whose outputs do not have the examples first."""
+    moved = False
+    for path in list(mapped):
+        pairs = [
+            (a, b)
+            for a, b in zip(first.calls, second.calls, strict=True)
+            if a.path == b.path == path
+        ]
+        shapes = [s for a, b in pairs for s in zip(a.outputs, b.outputs, strict=True)]
+        if all(a[:1] == (2,) and b[:1] == (3,) for a, b in shapes):
+            continue
+        if not path:
+            raise GhostError("the model's output does not have the examples first")
+        parent = path.rpartition(".")[0]
+        mapped[parent] = mapped.get(parent, frozenset()) | mapped.pop(path)
+        moved = True
+    return moved
+
+
+def _batched_inputs(first: list[Call], second: list[Call]) -> dict[tuple[str, int], bool]:
+    found: dict[tuple[str, int], bool] = {}
+    for a, b in zip(first, second, strict=True):
+        for place, (s, t) in enumerate(zip(a.shapes(), b.shapes(), strict=True)):
+            found[a.path, place] = bool(s) and bool(t) and s[:1] == (2,) and t[:1] == (3,)
+    return found
+
+
+def _proved(
+    model: nn.Module,
+    losses: Losses,
+    params: Mapping[str, Tensor],
+    batch: TensorDict,
+    mapped: Mapping[str, frozenset[str]],
+    first: _Trace,
+    second: _Trace,
+) -> Coverage:
+    """The coverage, after its norms of two examples have been held against plain gradients."""
+    batched = _batched_inputs(first.calls, second.calls)
+    names = frozenset(params)
+    tape = Tape(params, len(batch), known=first.uses, trained=names, mapped=_names(mapped))
+    with mapping(model, tape, mapped) as calls, tape:
+        values = losses(params, batch)
+    if values.shape != (len(batch),):
+        raise GhostError(f"losses are one number for each example, not {list(values.shape)}")
+    if not values.requires_grad:
+        raise GhostError("the losses do not depend on any trainable parameter")
+    heads = _heads(values, tape)
+    tape.listening = False
+    plain = [_plain(values[i], params) for i in range(len(batch))]
+    tape.listening = True
+    torch.autograd.grad(values.sum(), [*params.values(), tape.anchor], allow_unused=True)
+    account(calls, tape, batched)
+    tape.finish()
+    _compare(tape.squares, plain)
+    formed = frozenset(name for name, formed in tape.formed.items() if formed)
+    return Coverage(tuple(first.uses), dict(mapped), batched, heads, formed)
+
+
+def _names(mapped: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*mapped.values())
+
+
+def _plain(loss: Tensor, params: Mapping[str, Tensor]) -> dict[str, float]:
+    """The squared norm of one loss's gradient by every parameter."""
+    tensors = list(params.values())
+    grads = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
+    return {
+        name: 0.0 if grad is None else float(grad.float().square().sum())
+        for name, grad in zip(params, grads, strict=True)
+    }
+
+
+def _compare(squares: Mapping[str, Tensor], plain: list[dict[str, float]]) -> None:
+    for i, expected in enumerate(plain):
+        whole = sum(expected.values())
+        wrong = [
+            name
+            for name, square in expected.items()
+            if abs(float(squares[name][i] if name in squares else 0.0) - square) > TOLERANCE * whole
+        ]
+        if wrong:
+            raise GhostError(
+                f"the norms of the gradients by {', '.join(wrong[:4])}"
+                + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+                + " are not those of plain gradients: the examples of a batch are not independent "
+                "(a batch statistic, a loss over pairs), or an activation is changed in place; use "
+                "vmap_grad_norm, or score with another signal"
+            )
+
+
+def _heads(losses: Tensor, tape: Tape) -> frozenset[int]:
+    """The uses that the graph of the losses meets first, on every way back."""
+    nodes = {output.grad_fn: position for position, output in tape.outputs.items()}
+    found, seen, waiting = set(), set(), [losses.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in nodes:
+            found.add(nodes[node])
+        else:
+            waiting += [parent for parent, _ in node.next_functions]
+    return frozenset(found)
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """Says which module of a model is running."""
+    stack = [""]
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_enter(stack, path)))
+        handles.append(module.register_forward_hook(_leave(stack), always_call=True))
+    try:
+        yield lambda: stack[-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(stack: list[str], path: str) -> Callable:
+    return lambda module, args: stack.append(path)
+
+
+def _leave(stack: list[str]) -> Callable:
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        stack.pop()
+
+    return leave

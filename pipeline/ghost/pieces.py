@@ -1,0 +1,221 @@
+"""Per-example gradients in parts, and their norms without forming them.
+
+The gradient of one example with respect to one parameter is a sum of pieces, one for each use of
+the parameter in the forward. Most uses are matrix products, whose piece is a sum of outer products
+over the positions of the example: its norm follows from two small Gram matrices (Goodfellow,
+arXiv:1510.01799; Li et al., ICLR 2022, "ghost clipping"), or from the product itself where that is
+cheaper.
+
+Shapes: B examples, T positions, a parameter of m rows and n columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GRAM_COST = 1.05
+"""How much dearer a multiplication of the Gram form is taken to be than one of the direct form."""
+
+
+class Rows:
+    """One side of a sum of outer products, ``[B, T, n]``.
+
+    Layers that share an input share its Gram matrix: it is computed once and kept.
+
+    Args:
+        values: ``[B, T, n]``.
+        guard: the tensor that the values are a view of; if it is written to before they are used,
+            the norm would be wrong.
+    """
+
+    def __init__(self, values: Tensor, guard: Tensor | None = None) -> None:
+        self._values = values
+        self._guard = guard
+        self._version = None if guard is None else guard._version
+        self._shared = False
+        self._gram: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The rows.
+
+        Raises:
+            RuntimeError: they were written over since the forward.
+        """
+        if self._guard is not None and self._guard._version != self._version:
+            raise RuntimeError(
+                "the input of a layer was changed in place after the layer had used it, so that "
+                "its gradient norm cannot be computed: make that operation out of place"
+            )
+        return self._values
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[B, T, n]``."""
+        return self._values.shape
+
+    def share(self) -> None:
+        """Say that more than one layer has this input."""
+        self._shared = True
+
+    def gram(self) -> Tensor:
+        """The products of all pairs of rows, ``[B, T, T]``."""
+        if self._gram is not None:
+            return self._gram
+        gram = self.values @ self.values.transpose(1, 2)
+        if self._shared:
+            self._gram = gram
+        return gram
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A per-example gradient that is small enough to hold, ``[B, *shape]``."""
+
+    grad: Tensor
+
+    def squares(self) -> Tensor:
+        """Its squared norms, ``[B]``."""
+        return square_sum(self.grad)
+
+    def dense(self) -> Tensor:
+        """Itself."""
+        return self.grad
+
+
+@dataclass(frozen=True)
+class Outer:
+    """``sum over t of left[b, t] right[b, t]^T``, a gradient of ``[m, n]`` for each example."""
+
+    left: Rows
+    right: Rows
+    shape: torch.Size
+    """Of the parameter: as many numbers as ``[m, n]``."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether forming it takes fewer multiplications than its two Gram matrices."""
+        positions, m, n = self.left.shape[1], self.left.shape[2], self.right.shape[2]
+        return GRAM_COST * positions * (m + n) > m * n
+
+    def squares(self) -> Tensor:
+        """Its squared norms, ``[B]``."""
+        if self.left.shape[1] == 1:
+            return square_sum(self.left.values) * square_sum(self.right.values)
+        if self.direct:
+            return square_sum(self._product())
+        return inner(self.left.gram(), self.right.gram())
+
+    def dense(self) -> Tensor:
+        """The gradients themselves, ``[B, *shape]``."""
+        return self._product().reshape(-1, *self.shape)
+
+    def _product(self) -> Tensor:
+        return self.left.values.transpose(1, 2) @ self.right.values
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a table that were looked up: ``sum over t of onehot(index[b, t]) right[b, t]^T``."""
+
+    index: Tensor
+    """``[B, T]``"""
+    right: Rows
+    shape: torch.Size
+    """Of the table, ``[m, n]``."""
+
+    def squares(self) -> Tensor:
+        """Its squared norms, ``[B]``: repeated rows of an example are summed first."""
+        size, positions = self.index.shape
+        example = torch.arange(size, device=self.index.device)[:, None]
+        cells, place = torch.unique(example * self.shape[0] + self.index, return_inverse=True)
+        values = self.right.values.reshape(size * positions, -1)
+        sums = values.new_zeros(len(cells), values.shape[1]).index_add_(0, place.flatten(), values)
+        squares = square_sum(sums)
+        rows = cells.div(self.shape[0], rounding_mode="floor")
+        return squares.new_zeros(size).index_add_(0, rows, squares)
+
+    def dense(self) -> Tensor:
+        """The gradients themselves, ``[B, m, n]``."""
+        values = self.right.values
+        held = values.new_zeros(len(values), *self.shape)
+        return held.scatter_add_(1, self.index[:, :, None].expand_as(values), values)
+
+
+Piece = Dense | Outer | Lookup
+
+
+def squared_norms(pieces: Sequence[Piece]) -> Tensor:
+    """The squared norm of a sum of pieces of one parameter, ``[B]``.
+
+    Norms do not add: pieces of a parameter that is used several times are summed, or the products
+    between them are.
+    """
+    if len(pieces) == 1:
+        return pieces[0].squares()
+    if any(isinstance(piece, Dense) for piece in pieces):
+        total = pieces[0].dense()
+        for piece in pieces[1:]:
+            total = total + piece.dense()
+        return square_sum(total)
+    outers = _joined([piece for piece in pieces if isinstance(piece, Outer)])
+    lookups = _joined_lookups([piece for piece in pieces if isinstance(piece, Lookup)])
+    total = torch.zeros((), device=_device(pieces[0]))
+    for piece in (outers, lookups):
+        if piece is not None:
+            total = total + piece.squares()
+    if outers is not None and lookups is not None:
+        total = total + 2 * _cross(outers, lookups)
+    return total
+
+
+def square_sum(values: Tensor) -> Tensor:
+    """The sum of squares of each example, ``[B]``, in float32 at least."""
+    flat = values.reshape(len(values), -1)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    return torch.linalg.vecdot(flat, flat)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each example's two arrays, ``[B]``, in float32 at least."""
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    if a.dtype in (torch.float16, torch.bfloat16):
+        a, b = a.float(), b.float()
+    # Rounding may take a square a little below zero.
+    return torch.linalg.vecdot(a, b).clamp_min(0)
+
+
+def _joined(outers: list[Outer]) -> Outer | None:
+    """Several sums of outer products as one, over the positions of them all."""
+    if len(outers) < 2:
+        return outers[0] if outers else None
+    left = Rows(torch.cat([piece.left.values for piece in outers], dim=1))
+    right = Rows(torch.cat([piece.right.values for piece in outers], dim=1))
+    return Outer(left, right, outers[0].shape)
+
+
+def _joined_lookups(lookups: list[Lookup]) -> Lookup | None:
+    if len(lookups) < 2:
+        return lookups[0] if lookups else None
+    index = torch.cat([piece.index for piece in lookups], dim=1)
+    right = Rows(torch.cat([piece.right.values for piece in lookups], dim=1))
+    return Lookup(index, right, lookups[0].shape)
+
+
+def _cross(outer: Outer, lookup: Lookup) -> Tensor:
+    """The inner products of the two gradients: a table that is also the head, ``[B]``."""
+    products = lookup.right.values @ outer.right.values.transpose(1, 2)
+    positions = outer.left.shape[1]
+    index = lookup.index[:, None, :].expand(-1, positions, -1)
+    picked = outer.left.values.gather(2, index)
+    flat, other = products.transpose(1, 2).flatten(1), picked.flatten(1)
+    return torch.linalg.vecdot(flat.float(), other.float())
+
+
+def _device(piece: Piece) -> torch.device:
+    return piece.grad.device if isinstance(piece, Dense) else piece.right.values.device

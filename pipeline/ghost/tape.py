@@ -1,0 +1,346 @@
+"""The tape: sees every function that a forward gives a parameter to, and listens for its gradient.
+
+It is a `TorchFunctionMode`, so that it needs no list of module classes: a model is read by what it
+does with its parameters, whoever wrote it. What a parameter becomes before it meets the examples (a
+slice, a transpose, a quotient) is followed too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from attent.pipeline.ghost.pieces import Dense, Outer, Piece, Rows, squared_norms
+from attent.pipeline.ghost.rules import RULES, MakePiece
+
+BATCHED, DERIVED, UNCOVERED = "batched", "derived", "uncovered"
+
+# They give something that carries no gradient to the parameter.
+_WITHOUT_GRADIENT = {
+    torch.Tensor.detach,
+    torch.Tensor.data.__get__,  # pyright: ignore[reportOptionalMemberAccess]
+    torch.Tensor.grad.__get__,  # pyright: ignore[reportOptionalMemberAccess]
+}
+
+
+class GhostError(RuntimeError):
+    """Gradient norms that cannot be had this way; the message names what is in the way."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One function that was given parameters.
+
+    Attributes:
+        function: its name.
+        names: the parameters it was given, or what it was given was made of.
+        kind: ``batched`` (its output has the examples first), ``derived`` (it was given nothing but
+            parameters) or ``uncovered`` (no rule).
+        shape: of the output.
+        module: path of the module that was running.
+        fused: for which of the parameters the per-example gradient is formed anyway.
+    """
+
+    function: str
+    names: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...] = ()
+    module: str = ""
+
+
+@dataclass(eq=False)
+class Node:
+    """A parameter, or a tensor made of parameters alone.
+
+    Attributes:
+        sources: names of the parameters it is made of; of itself for a parameter.
+        value: what the forward computes with.
+        graph: where its gradient is pulled back from: for a parameter a leaf, made when asked for;
+            for a derived one the result with its graph.
+        pieces: of its gradient, as they come.
+    """
+
+    sources: frozenset[str]
+    value: Tensor
+    graph: Tensor | None = None
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class Tape(TorchFunctionMode):
+    """Listens to a forward, and to the backward of the losses that come of it.
+
+    Args:
+        params: name -> the tensor that the model uses under that name.
+        size: B, the number of examples.
+        known: what the survey found of each use, in order; None to find out.
+        overrides: in a survey, the kind of some uses, by position.
+        only: positions of the uses to listen to; None for all.
+        trained: parameters that autograd is to differentiate as well.
+        summed: parameters whose per-example gradients are to be summed over the examples too.
+        mapped: parameters that mapped modules may account for, all or in part.
+        where: path of the module that is running.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        size: int,
+        *,
+        known: Sequence[Use] | None = None,
+        overrides: Mapping[int, str] | None = None,
+        only: frozenset[int] | None = None,
+        trained: frozenset[str] = frozenset(),
+        summed: frozenset[str] = frozenset(),
+        mapped: frozenset[str] = frozenset(),
+        where: Callable[[], str] = str,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.uses: list[Use] = []
+        self.outputs: dict[int, Tensor] = {}
+        self.outside: set[str] = set()
+        self.squares: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.formed: dict[str, bool] = {}
+        device = next(iter(params.values())).device
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self._known = known
+        self._overrides = overrides or {}
+        self._only = only
+        self._summed = summed
+        self._where = where
+        self.params = {
+            name: Node(frozenset([name]), p if name in trained else p.detach())
+            for name, p in params.items()
+        }
+        self._originals = dict(params)  # held, so that no other tensor takes an identity
+        self._nodes = {id(p): self.params[name] for name, p in params.items()}
+        self._derived: list[Node] = []
+        self._input: tuple[Tensor, Rows] | None = None
+        self._once = _met_once(known or ()) - mapped
+        self.listening = True
+
+    # The forward
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Look at the arguments; a function that is given no parameter passes."""
+        kwargs = kwargs or {}
+        nodes = self._nodes
+        given = [a for a in args if id(a) in nodes]
+        for a in args:
+            if type(a) is tuple or type(a) is list:
+                given += [b for b in a if id(b) in nodes]
+        if kwargs:
+            given += [a for a in kwargs.values() if id(a) in nodes]
+        if not given:
+            return func(*args, **kwargs)
+        return self._see(func, args, kwargs, given)
+
+    def _see(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Any]) -> Any:
+        found = [self._nodes[id(a)] for a in given]
+        values, options = self._replace(args, kwargs, lambda node: node.value)
+        result = func(*values, **options)
+        for node, tensor in zip(found, given, strict=True):
+            if result is node.value:  # nothing had to be done, as in p.to(p.dtype)
+                return tensor
+        if not torch.is_grad_enabled() or func in _WITHOUT_GRADIENT:
+            return result
+        sources = frozenset().union(*(node.sources for node in found))
+        if sources <= self.outside:
+            return result
+        several = isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result)
+        if several:  # split, chunk, unbind
+            return self._derive(func, args, kwargs, sources)
+        if not isinstance(result, Tensor):
+            if func is torch.Tensor.__setitem__:
+                self._note(func, sources, UNCOVERED, values[0])
+            return result
+        if not result.is_floating_point():
+            return result
+        position, kind = self._note(func, sources, self._kind(func, sources, result), result)
+        if kind == DERIVED:
+            return self._derive(func, args, kwargs, sources)
+        if kind == UNCOVERED or (self._only is not None and position not in self._only):
+            return result
+        rule = RULES.get(func)
+        pieces = None if rule is None else rule(self._rows, *args, **kwargs)
+        wanted = [(self._nodes[id(p)], make) for p, make in pieces or () if id(p) in self._nodes]
+        if not wanted:
+            self.uses[-1] = replace(self.uses[-1], kind=UNCOVERED)
+            return result
+        if not result.requires_grad:
+            result = result + self.anchor  # nothing before it is differentiated: the graph begins
+        self.outputs[position] = result
+        result.register_hook(lambda grad: self._arrived(wanted, grad))
+        return result
+
+    def _kind(self, func: Any, sources: frozenset[str], result: Tensor) -> str:
+        position = len(self.uses)
+        if self._known is None:
+            batched = result.ndim > 0 and len(result) == self.size
+            return self._overrides.get(position, BATCHED if batched else DERIVED)
+        known = self._known[position] if position < len(self._known) else None
+        if known is None or known.names != tuple(sorted(sources)):
+            raise GhostError(
+                f"the model took another path than before: {_name(func)} of {_listed(sources)}; "
+                "use vmap_grad_norm for a model whose path depends on the data"
+            )
+        return known.kind
+
+    def _note(
+        self, func: Any, sources: frozenset[str], kind: str, result: Tensor
+    ) -> tuple[int, str]:
+        names = tuple(sorted(sources))
+        self.uses.append(Use(_name(func), names, kind, tuple(result.shape), self._where()))
+        return len(self.uses) - 1, kind
+
+    def _derive(
+        self, func: Any, args: tuple, kwargs: dict[str, Any], sources: frozenset[str]
+    ) -> Any:
+        """Compute what is made of parameters alone once more, with a graph to pull back along."""
+        values, options = self._replace(args, kwargs, _graph)
+        result = func(*values, **options)
+        results = [result] if isinstance(result, Tensor) else list(result)
+        tracked = []
+        for r in results:
+            if not r.requires_grad:  # new_zeros and the like: nothing of the parameter is in it
+                tracked.append(r)
+                continue
+            node = Node(sources, r.detach(), r)
+            self._derived.append(node)
+            self._nodes[id(node.value)] = node
+            tracked.append(node.value)
+        return tracked[0] if isinstance(result, Tensor) else type(result)(tracked)
+
+    def _rows(self, values: Tensor) -> Rows:
+        """The rows of a layer's input; layers of the same input get the same, one after another."""
+        if self._input is not None and self._input[0] is values:
+            rows = self._input[1]
+            rows.share()
+            return rows
+        guard = values.detach()
+        rows = Rows(guard.reshape(len(guard), -1, guard.shape[-1]), guard)
+        self._input = (values, rows)
+        return rows
+
+    def _replace(
+        self, args: tuple, kwargs: dict[str, Any], by: Callable[[Node], Tensor]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        def one(a: Any) -> Any:
+            if type(a) is tuple or type(a) is list:
+                return type(a)(one(b) for b in a)
+            node = self._nodes.get(id(a))
+            return a if node is None else by(node)
+
+        return [one(a) for a in args], {key: one(a) for key, a in kwargs.items()}
+
+    # The backward
+
+    def _arrived(self, wanted: list[tuple[Node, MakePiece]], grad: Tensor) -> None:
+        """A gradient is here: make the pieces of it, and their norms where no other will come."""
+        if not self.listening:
+            return
+        for node, make in wanted:
+            piece = make(grad)
+            (name,) = node.sources if len(node.sources) == 1 else ("",)
+            if node.graph is None and name in self._once:
+                self._account(name, [piece])
+            else:
+                node.pieces.append(piece)
+
+    def name_of(self, param: Tensor) -> str:
+        """The name of a parameter on this tape; empty for another tensor."""
+        node = self._nodes.get(id(param))
+        return "" if node is None else next(iter(node.sources))
+
+    def add(self, name: str, grad: Tensor) -> None:
+        """A per-example gradient that somebody else has computed, ``[B, *shape]``."""
+        self.params[name].pieces.append(Dense(grad))
+
+    def finish(self) -> None:
+        """When the backward is done: account for what was waiting for other pieces."""
+        self._input = None
+        for node in self._derived:
+            if node.pieces and node.graph is not None:
+                self._pull_back(node)
+        self._derived.clear()
+        for name, node in self.params.items():
+            if node.pieces:
+                self._account(name, node.pieces)
+                node.pieces = []
+
+    def _pull_back(self, node: Node) -> None:
+        """From a tensor made of parameters to those parameters."""
+        assert node.graph is not None
+        grad = node.pieces[0].dense()
+        for piece in node.pieces[1:]:
+            grad = grad + piece.dense()
+        node.pieces = []
+        leaves = [(name, self.params[name].graph) for name in sorted(node.sources)]
+        found = torch.autograd.grad(
+            node.graph,
+            [leaf for _, leaf in leaves if leaf is not None],
+            grad.to(node.graph.dtype),
+            is_grads_batched=True,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        names = [name for name, leaf in leaves if leaf is not None]
+        for name, pulled in zip(names, found, strict=True):
+            if pulled is not None:
+                self.add(name, pulled)
+
+    def _account(self, name: str, pieces: list[Piece]) -> None:
+        """The squared norm of a parameter's gradient; its sum over examples, if that is asked."""
+        if name not in self._summed:
+            self.formed[name] = all(
+                isinstance(p, Dense) or (isinstance(p, Outer) and p.direct) for p in pieces
+            )
+            self.squares[name] = squared_norms(pieces)
+            return
+        total = pieces[0].dense()
+        for piece in pieces[1:]:
+            total = total + piece.dense()
+        self.squares[name] = squared_norms([Dense(total)])
+        self.sums[name] = total.sum(0)
+
+    def norms(self) -> Tensor:
+        """The norm of each example's gradient over all parameters, ``[B]``."""
+        if not self.squares:
+            raise GhostError("no gradient reached any parameter: the losses do not depend on them")
+        return torch.stack(list(self.squares.values())).sum(0).sqrt()
+
+
+def _graph(node: Node) -> Tensor:
+    if node.graph is None:
+        node.graph = node.value.detach().clone().requires_grad_()
+    return node.graph
+
+
+def _met_once(known: Sequence[Use]) -> frozenset[str]:
+    """Parameters that one piece is all there is of: those met once, by the examples themselves."""
+    counts = Counter(name for use in known for name in use.names)
+    return frozenset(
+        name for use in known if use.kind == BATCHED for name in use.names if counts[name] == 1
+    )
+
+
+def _name(func: Any) -> str:
+    return resolve_name(func) or getattr(func, "__name__", str(func))
+
+
+def _listed(names: frozenset[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
