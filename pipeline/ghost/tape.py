@@ -24,8 +24,8 @@ BATCHED, DERIVED, UNCOVERED = "batched", "derived", "uncovered"
 # They give something that carries no gradient to the parameter.
 _WITHOUT_GRADIENT = {
     torch.Tensor.detach,
-    torch.Tensor.data.__get__,  # pyright: ignore[reportOptionalMemberAccess]
-    torch.Tensor.grad.__get__,  # pyright: ignore[reportOptionalMemberAccess]
+    torch.Tensor.data.__get__,  # pyright: ignore
+    torch.Tensor.grad.__get__,  # pyright: ignore
 }
 
 
