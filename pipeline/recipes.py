@@ -88,7 +88,7 @@ def attent_simple(
     Raises:
         ValueError: the train stage does not observe.
     """
-    _must_observe(train)
+    _must_observe(train, "loss")
     return tick(
         simple_plan(len(source), epochs, ratio=ratio),
         train=train,
@@ -131,7 +131,7 @@ def attent_complex(
         cycles: C.
         accounting: ``examples`` or ``passes``.
         signal: what is measured.
-        observed: select by the losses the train stage observed, without any scoring pass.
+        observed: select by what the train stage observed, without any scoring pass.
         score_batch_size: examples in one forward of scoring.
         chunk: examples that vmap maps at once.
         score_per_tick: examples scored in a tick, for scorings that take long.
@@ -147,7 +147,7 @@ def attent_complex(
     chosen = signal_of(signal)
     fresh = rule.uses_scores and not observed
     if observed:
-        _must_observe(train)
+        _must_observe(train, chosen.name)
     plan = complex_plan(
         len(source),
         epochs,
@@ -174,14 +174,15 @@ def attent_complex(
         plan,
         train=train,
         score=scoring,
-        select=select(rule, signal="loss" if observed else chosen.name),
+        select=select(rule, signal=chosen.name),
         evaluate=evaluate,
         eval_every=eval_every,
     )
 
 
-def _must_observe(train: Stage) -> None:
-    if ("scores", "loss") not in train.write_keys:
+def _must_observe(train: Stage, signal: str) -> None:
+    if ("scores", signal) not in train.write_keys:
         raise ValueError(
-            f"stage {train.name!r} does not observe losses: make it with train(..., observe=True)"
+            f"stage {train.name!r} does not observe {signal}: make it with "
+            f"train(..., observe={signal!r})"
         )

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from attent.pipeline.ghost.training import ObservedNorms, Watch
 from attent.pipeline.keyed import fold, global_generators, seed_global
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
@@ -70,7 +72,7 @@ def train(
     optimizer: Optimizer,
     step: Step | None = None,
     steps: int = 50,
-    observe: bool = False,
+    observe: bool | Literal["loss", "grad_norm"] = False,
     loading: Loading | None = None,
     name: str = "train",
 ) -> Stage:
@@ -88,14 +90,17 @@ def train(
         optimizer: see `adamw`, `sgd`.
         step: batch size, accumulation, clipping, precision, compilation.
         steps: optimiser steps in a tick, at most.
-        observe: record each example's loss from the training forward as its ``scores/loss``: free,
-            but taken under augmentation and at weights that move; ``scores/step`` says when.
+        observe: record scores from the training step itself, under augmentation and dropout and at
+            weights that move; ``scores/step`` says when. ``"loss"`` (or True) is free;
+            ``"grad_norm"`` records the norm of each example's gradient too, for a part of a step
+            more (see `attent.pipeline.ghost`).
         loading: workers and prefetching.
         name: of the stage.
 
     Raises:
         ExampleError: an example cannot be read, or its loss is not finite; it is named, and the
             state is as after the last good step.
+        GhostError: gradient norms that cannot be observed for this model.
         ValueError: no budget in the plan; a batch larger than the data set.
     """
     step = step or Step()
@@ -108,8 +113,11 @@ def train(
         raise ValueError(
             f"batch_size {step.batch_size} is above the {num_examples} training examples"
         )
-    trainer = _Trainer(task, source, optimizer, step, steps, observe, loading)
-    scores = {("scores", "loss"), ("scores", "step")} if observe else set()
+    observed = _observed(observe)
+    if "grad_norm" in observed and step.compile:
+        raise ValueError("gradient norms cannot be observed in a compiled model: compile=False")
+    trainer = _Trainer(task, source, optimizer, step, steps, observed, loading)
+    scores = {("scores", entry) for entry in (*observed, "step")} if observed else set()
     writes = {"params", "buffers", "optim"} | FIGURES | scores | {
         ("clock", "offset"), ("clock", "step"), ("clock", "seen"),
         ("ledger", "forwarded"), ("ledger", "backwarded"),
@@ -128,6 +136,14 @@ def train(
     )
 
 
+def _observed(observe: bool | str) -> tuple[str, ...]:
+    """The signals that are recorded."""
+    kinds = {False: (), True: ("loss",), "loss": ("loss",), "grad_norm": ("loss", "grad_norm")}
+    if observe not in kinds:
+        raise ValueError(f"observe is loss, grad_norm, True or False, not {observe!r}")
+    return kinds[observe]
+
+
 class _Trainer:
     """The two functions of a train stage, and the caches they share."""
 
@@ -138,7 +154,7 @@ class _Trainer:
         optimizer: Optimizer,
         step: Step,
         steps: int,
-        observe: bool,
+        observe: tuple[str, ...],
         loading: Loading | None,
     ) -> None:
         self.task = task
@@ -148,15 +164,15 @@ class _Trainer:
         self.steps = steps
         self.observe = observe
         self.streams = _OpenStream(source, step.batch_size, loading)
-        self.compute = _Compute(task, source, step)
+        self.compute = _Compute(task, source, step, norms="grad_norm" in observe)
 
     def init(self, state: TensorDict) -> TensorDict:
         if not has(state, "optim"):
             place(state, "optim", moments(self.optimizer, trainable(self.task.model)))
         for figure in FIGURES:
             ensure(state, figure, torch.tensor(math.nan, dtype=torch.float64))
-        if self.observe:
-            ensure_scores(state, "loss", len(self.source))
+        for signal in self.observe:
+            ensure_scores(state, signal, len(self.source))
         return state
 
     def apply(self, state: TensorDict) -> TensorDict:
@@ -181,13 +197,13 @@ class _Trainer:
             for _ in range(self.steps):
                 batch = next(stream)
                 at = slice(room.offset - start, room.offset - start + len(batch))
-                losses, mean = self.compute.gradients(books, batch, keys[at], weight[at], buffers)
+                seen = self.compute.gradients(books, batch, keys[at], weight[at], params, buffers)
                 if self.clip is not None:
                     nn.utils.clip_grad_norm_(list(params.values()), self.clip)
-                room = room.after(len(losses))
+                room = room.after(len(batch))
                 rate = bound.step(room.seen / room.budget)
                 bound.torch.zero_grad(set_to_none=True)
-                books.commit(batch["index"], losses, mean, rate)
+                books.commit(batch["index"], seen, rate)
                 if room.examples <= 0:
                     break
         self.streams.left_at(room)
@@ -231,11 +247,25 @@ class _Room:
         )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Of the examples of a step: losses and gradient norms, ``[B]``, and the mean loss."""
+
+    losses: Tensor
+    norms: Tensor | None
+    mean: float
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class _Compute:
     """Forward and backward of one batch: fills the parameters' gradients."""
 
-    def __init__(self, task: Task, source: Source, step: Step) -> None:
+    def __init__(self, task: Task, source: Source, step: Step, *, norms: bool) -> None:
         self.task = task
+        self.norms = ObservedNorms(task) if norms else None
         self.source = source
         self.step = step
         self.device = next(iter(trainable(task.model).values())).device
@@ -247,9 +277,10 @@ class _Compute:
         batch: TensorDict,
         keys: Tensor,
         weight: Tensor,
+        params: dict[str, nn.Parameter],
         buffers: list[Tensor],
-    ) -> tuple[Tensor, float]:
-        """The losses of the batch, ``[B]``, and their mean.
+    ) -> _Seen:
+        """Fills the gradients; what was seen of the examples on the way.
 
         A loss that is not finite raises before any update.
         """
@@ -268,14 +299,14 @@ class _Compute:
             count = min(self.step.accumulate, len(index))
             sizes = [len(part) for part in torch.arange(len(index)).tensor_split(count)]
             parts, weights = batch.split(sizes), weight.split(sizes)
-        losses, summed = [], 0.0
+        losses, norms, summed = [], [], 0.0
         # A forward in training mode may move buffers (batch statistics); a failed step must not.
         kept = [(buffer, buffer.clone()) for buffer in buffers]
         try:
             for part, part_weight in zip(parts, weights, strict=True):
-                with self._precision():
+                with self._watch(params, part) as watch, self._precision():
                     output = self.task.forward(self.model, part)
-                loss = self.task.losses(output, part)
+                    loss = self.task.losses(output, part)
                 # One wait for the device: the sum says whether there is anything to look for.
                 part_sum = float(loss.detach().sum(dtype=torch.float32))
                 if not math.isfinite(part_sum):
@@ -284,12 +315,21 @@ class _Compute:
                 summed += part_sum
                 ((part_weight * loss).sum() / total).backward()
                 losses.append(loss.detach())
+                if watch is not None:
+                    norms.append(watch.norms(part_weight / total))
         except Exception:
             self.task.model.zero_grad(set_to_none=True)
             for buffer, before in kept:
                 buffer.copy_(before)
             raise
-        return losses[0] if len(losses) == 1 else torch.cat(losses), summed / len(index)
+        return _Seen(_joined(losses), _joined(norms) if norms else None, summed / len(index))
+
+    def _watch(
+        self, params: dict[str, nn.Parameter], part: TensorDict
+    ) -> contextlib.AbstractContextManager[Watch | None]:
+        if self.norms is None:
+            return contextlib.nullcontext()
+        return self.norms.watch(params, part)
 
     def _precision(self) -> contextlib.AbstractContextManager:
         if self.step.bfloat16:
@@ -304,7 +344,7 @@ class _Books:
     state is never behind its weights.
     """
 
-    def __init__(self, state: TensorDict, observe: bool) -> None:
+    def __init__(self, state: TensorDict, observe: tuple[str, ...]) -> None:
         self.state = state
         self.seed = number(state, "seed")
         self.passes = number(state, "clock", "passes")
@@ -312,22 +352,26 @@ class _Books:
         self._trained = 0
         self._rate = float(tensor(state, "metrics", "lr"))
         self._average = float(tensor(state, "metrics", "train_loss"))
-        self._observed = (
-            (tensor(state, "scores", "loss"), tensor(state, "scores", "step")) if observe else None
-        )
+        self._scores = {signal: tensor(state, "scores", signal) for signal in observe}
+        self._stamps = tensor(state, "scores", "step") if observe else None
 
-    def commit(self, index: Tensor, losses: Tensor, mean: float, rate: float) -> None:
+    def commit(self, index: Tensor, seen: _Seen, rate: float) -> None:
         self.step += 1
         self._trained += len(index)
         self._rate = rate
         if math.isnan(self._average):
-            self._average = mean
+            self._average = seen.mean
         else:
-            self._average += (1 - AVERAGE) * (mean - self._average)
-        if self._observed is not None:
-            scores, stamps = self._observed
-            scores[index] = losses.to(scores.device, scores.dtype)
-            stamps[index] = self.step
+            self._average += (1 - AVERAGE) * (seen.mean - self._average)
+        if self._stamps is None:
+            return
+        self._stamps[index] = self.step
+        for signal, measured in (("loss", seen.losses), ("grad_norm", seen.norms)):
+            if signal in self._scores and measured is not None:
+                scores = self._scores[signal]
+                measured = measured.to(scores.device, scores.dtype)
+                # An example of weight 0 shows no gradient: its score stays what it was.
+                scores[index] = torch.where(measured.isnan(), scores[index], measured)
 
     def close(self) -> None:
         tensor(self.state, "clock", "step").fill_(self.step)

@@ -42,7 +42,7 @@ from attent.pipeline import (
 from attent.pipeline.keyed import all_global_generators, fold
 from attent.pipeline.source import fetch_batch
 from attent.tasks.classification import Augment, Classification
-from attent.tasks.config import ClassifyConfig, ConfigError
+from attent.tasks.config import ClassifyConfig, ConfigError, observed_signal
 from attent.tasks.data.digits import digits
 from attent.tasks.data.folder import ImageFolder
 from attent.tasks.data.npz import npz
@@ -100,9 +100,7 @@ def build_classify(config: ClassifyConfig) -> Run:
         label_smoothing=config.label_smoothing,
         augment=Augment(shift=config.shift, flip=config.flip),
     )
-    observe = config.method == "attent_simple" or (
-        config.method == "attent_complex" and config.scores == "observed"
-    )
+    observe = observed_signal(config)
     loading = Loading(workers=config.workers, pin_memory=device.type == "cuda")
     stage = train(
         task,
@@ -116,7 +114,7 @@ def build_classify(config: ClassifyConfig) -> Run:
             compile=config.compile,
         ),
         steps=config.steps_per_tick,
-        observe=observe,
+        observe=observe or False,
         loading=loading,
     )
     measure = evaluate(task, held_out, loading=loading)
@@ -125,7 +123,7 @@ def build_classify(config: ClassifyConfig) -> Run:
     validate(tick, state)
     state = initialize(tick, state)
     asks_scores = config.method != "full" and config.selection_strategy != "random"
-    signal = ("loss" if observe else config.signal) if asks_scores else None
+    signal = (observe or config.signal) if asks_scores else None
     return Run(
         task=task,
         source=source,

@@ -44,8 +44,8 @@ class SelectionConfig:
         signal: what is measured of each example: its loss; the exact norm of its gradient
             (grad_norm; vmap_grad_norm the same by vmap, for models that grad_norm refuses), of the
             gradient by the head (last_layer) or by the output (output_grad_norm).
-        scores: fresh (a scoring pass before each selection) or observed (losses from the training
-            forward, at no cost).
+        scores: fresh (a scoring pass before each selection) or observed (from the training steps:
+            the loss at no cost, grad_norm for a part of a step).
         attent_ratio: share selected by attent_simple after its first epoch, in (0, 1].
         budget: what epochs counts. examples: epochs * N examples are trained on, a pass over a
             subset counts its own size. passes (as published): a pass over a subset counts as an
@@ -230,9 +230,9 @@ def check(config: ClassifyConfig) -> None:
     if (
         config.method == "attent_complex"
         and config.scores == "observed"
-        and config.signal != "loss"
+        and config.signal not in ("loss", "grad_norm")
     ):
-        raise ConfigError(f"scores: observed records the loss only; signal is {config.signal}")
+        raise ConfigError(f"scores: observed records loss or grad_norm; signal is {config.signal}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device is auto, cpu, cuda or cuda:N, not {config.device!r}")
 
@@ -292,6 +292,8 @@ def without_effect(config: ClassifyConfig) -> list[str]:
     if config.selection_strategy == "random":
         why = "selection_strategy random asks no scores"
         idle |= {"signal": why, "scores": why}
+    elif config.signal != "vmap_grad_norm" or config.method != "attent_complex":
+        idle["score_chunk"] = "only signal vmap_grad_norm maps by vmap"
     if config.data == "digits" or config.data.endswith(".npz"):
         kind = "digits" if config.data == "digits" else ".npz"
         idle["image_size"] = f"{kind} data keep their size"
@@ -305,6 +307,15 @@ def without_effect(config: ClassifyConfig) -> list[str]:
         for name, why in idle.items()
         if getattr(config, name) != defaults[name]
     ]
+
+
+def observed_signal(config: SelectionConfig) -> Literal["loss", "grad_norm"] | None:
+    """What the training steps are to record; None for nothing."""
+    if config.method == "attent_simple":
+        return "loss"
+    if config.method == "attent_complex" and config.scores == "observed":
+        return "grad_norm" if config.signal == "grad_norm" else "loss"
+    return None
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -99,6 +99,29 @@ def survey(
     raise GhostError("the uses of the model's parameters cannot be told apart; use vmap_grad_norm")
 
 
+def head_names(losses: Losses, params: Mapping[str, Tensor], batch: TensorDict) -> list[str]:
+    """The parameters that are used last on the way to the loss.
+
+    Args:
+        losses: runs the model.
+        params: all of its parameters, also those that are not trained.
+        batch: at least one example.
+
+    Raises:
+        GhostError: there are none that a rule covers.
+    """
+    device = next(iter(params.values())).device
+    tape = Tape(params, 2, keep=True)
+    with tape:
+        values = losses(params, batch[torch.arange(2, device=device) % len(batch)])
+    heads = _heads(values, tape)
+    tape.outputs.clear()
+    names = sorted({name for position in heads for name in tape.uses[position].names})
+    if not names:
+        raise GhostError("the model has no head that is covered; use grad_norm")
+    return names
+
+
 @dataclass(frozen=True)
 class _Trace:
     uses: list[Use]
@@ -181,7 +204,9 @@ def _proved(
     """The coverage, after its norms of two examples have been held against plain gradients."""
     batched = _batched_inputs(first.calls, second.calls)
     names = frozenset(params)
-    tape = Tape(params, len(batch), known=first.uses, trained=names, mapped=_names(mapped))
+    tape = Tape(
+        params, len(batch), known=first.uses, trained=names, mapped=_names(mapped), keep=True
+    )
     with mapping(model, tape, mapped) as calls, tape:
         values = losses(params, batch)
     if values.shape != (len(batch),):
@@ -189,6 +214,7 @@ def _proved(
     if not values.requires_grad:
         raise GhostError("the losses do not depend on any trainable parameter")
     heads = _heads(values, tape)
+    tape.outputs.clear()
     tape.listening = False
     plain = [_plain(values[i], params) for i in range(len(batch))]
     tape.listening = True

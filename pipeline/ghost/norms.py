@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.ghost.coverage import Coverage, Losses, survey
+from attent.pipeline.ghost.coverage import Coverage, Losses, head_names, survey
 from attent.pipeline.ghost.mapped import account, mapping
-from attent.pipeline.ghost.tape import GhostError, Tape
+from attent.pipeline.ghost.tape import Tape
 from attent.pipeline.keyed import global_generators
 from attent.pipeline.task import Task, functional_model
 
-_surveyed: weakref.WeakKeyDictionary[Task, dict[tuple, Coverage]] = weakref.WeakKeyDictionary()
+_found: weakref.WeakKeyDictionary[Task, dict[tuple, Any]] = weakref.WeakKeyDictionary()
 
 
 def grad_norms(
@@ -38,7 +40,7 @@ def grad_norms(
             with plain gradients.
     """
     coverage = coverage_of(task, params, buffers, batch)
-    return _norms(task, params, buffers, batch, coverage, None)
+    return _norms(task, params, params, buffers, batch, coverage, None)
 
 
 def last_layer_norms(
@@ -50,27 +52,31 @@ def last_layer_norms(
 ) -> Tensor:
     """The norm of each example's gradient by the parameters of the head, ``[B]``.
 
-    The head is every use of parameters after which none comes on the way to the loss. Nothing
+    The head is what uses parameters last on the way to the loss, whether they are trained or not
+    (with LoRA they are not); of a table that is also the head, its use as the head alone. Nothing
     before it is differentiated: the price is that of a forward.
+
+    Raises:
+        GhostError: the head cannot be told, or its gradient is not that of plain gradients.
     """
-    coverage = coverage_of(task, params, buffers, batch)
-    if not coverage.heads:
-        raise GhostError("the model has no head that is covered; use grad_norm")
-    return _norms(task, params, buffers, batch, coverage, coverage.heads)
+    names, coverage = _head_of(task, params, buffers, batch)
+    everything = _with_frozen(task, params)
+    head = {name: everything[name] for name in names}
+    return _norms(task, params, head, buffers, batch, coverage, coverage.heads)
 
 
 def _norms(
     task: Task,
     params: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     batch: TensorDict,
     coverage: Coverage,
     only: frozenset[int] | None,
 ) -> Tensor:
-    mapped = coverage.mapped if only is None else {}
-    tape = Tape(params, len(batch), known=coverage.uses, only=only, mapped=coverage.mapped_names)
-    with torch.enable_grad(), mapping(task.model, tape, mapped) as calls, tape:
-        losses = _losses(task, buffers)(params, batch)
+    tape = Tape(wanted, len(batch), known=coverage.uses, only=only, mapped=coverage.mapped_names)
+    with torch.enable_grad(), mapping(task.model, tape, coverage.mapped) as calls, tape:
+        losses = _losses(task, params, buffers)(wanted, batch)
     torch.autograd.grad(losses.sum(), [tape.anchor], allow_unused=True)
     account(calls, tape, coverage.batched)
     tape.finish()
@@ -88,20 +94,65 @@ def coverage_of(
     Raises:
         GhostError: they cannot be.
     """
-    key = (task.model.training, tuple(params))
-    known = _surveyed.setdefault(task, {})
+    known, key = _kept(task), ("all", task.model.training, *params)
     if key not in known:
-        leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
-        held = {name: b.clone() for name, b in buffers.items()}
-        device = next(iter(params.values())).device
-        with torch.enable_grad(), global_generators(device):
-            known[key] = survey(task.model, _losses(task, held), leaves, batch)
+        known[key] = _surveyed(task, params, params, buffers, batch)
     return known[key]
 
 
-def _losses(task: Task, buffers: Mapping[str, Tensor]) -> Losses:
-    def losses(params: Mapping[str, Tensor], batch: TensorDict) -> Tensor:
-        model = functional_model(task.model, params, buffers)
+def _head_of(
+    task: Task, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: TensorDict
+) -> tuple[list[str], Coverage]:
+    """The names of the head's parameters, and how its norms are computed."""
+    known, key = _kept(task), ("head", task.model.training, *params)
+    if key not in known:
+        everything = _with_frozen(task, params)
+        with torch.enable_grad(), _undone(params):
+            losses = _losses(task, params, _clones(buffers))
+            names = head_names(losses, everything, batch)
+        wanted = {name: everything[name] for name in names}
+        known[key] = names, _surveyed(task, params, wanted, buffers, batch)
+    return known[key]
+
+
+def _surveyed(
+    task: Task,
+    params: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    batch: TensorDict,
+) -> Coverage:
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in wanted.items()}
+    with torch.enable_grad(), _undone(params):
+        losses = _losses(task, params, _clones(buffers))
+        return survey(task.model, losses, leaves, batch)
+
+
+def _with_frozen(task: Task, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state's parameters, and the model's own that are not trained."""
+    own = {name: p.detach() for name, p in task.model.named_parameters() if name not in params}
+    return own | dict(params)
+
+
+def _clones(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in buffers.items()}
+
+
+def _undone(params: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    """A survey may draw (dropout in training); nobody else's draws change for that."""
+    return global_generators(next(iter(params.values())).device)
+
+
+def _kept(task: Task) -> dict[tuple, Any]:
+    """What has been found out about a task."""
+    return _found.setdefault(task, {})
+
+
+def _losses(task: Task, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Losses:
+    """The losses as a function of some of the parameters, the others being as they are."""
+
+    def losses(given: Mapping[str, Tensor], batch: TensorDict) -> Tensor:
+        model = functional_model(task.model, {**params, **given}, buffers)
         return task.losses(task.forward(model, batch), batch)
 
     return losses

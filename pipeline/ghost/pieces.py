@@ -17,8 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GRAM_COST = 1.05
-"""How much dearer a multiplication of the Gram form is taken to be than one of the direct form."""
+GRAM_COST = 1.0
+"""What a multiplication of the Gram form costs in ones of the direct form.
+
+By symmetry a quarter of them is saved; the smaller products take that back.
+"""
+
+FUSE_ABOVE = 0.3
+"""In training the sum of the gradients is wanted too. From this ratio of multiplications on, Gram
+to direct, forming each gradient and summing costs less than the ordinary gradient and the Gram."""
+
+HELD = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""How many numbers of formed gradients are held at once: what stays in a core's cache."""
 
 
 class Rows:
@@ -37,7 +47,7 @@ class Rows:
         self._guard = guard
         self._version = None if guard is None else guard._version
         self._shared = False
-        self._gram: Tensor | None = None
+        self._gram: list[Tensor] | None = None
 
     @property
     def values(self) -> Tensor:
@@ -62,14 +72,22 @@ class Rows:
         """Say that more than one layer has this input."""
         self._shared = True
 
-    def gram(self) -> Tensor:
-        """The products of all pairs of rows, ``[B, T, T]``."""
+    def gram(self) -> list[Tensor]:
+        """The products of all pairs of rows, ``[B, T, T]``, as `_halves`: it is symmetric."""
         if self._gram is not None:
             return self._gram
-        gram = self.values @ self.values.transpose(1, 2)
+        values = self.values
+        gram = [values[:, low:high] @ values[:, :high].mT for low, high in _halves(values.shape[1])]
         if self._shared:
             self._gram = gram
         return gram
+
+
+def _halves(positions: int) -> list[tuple[int, int]]:
+    """Spans of rows; of each, the columns up to its end are computed."""
+    if positions < 16:
+        return [(0, positions)]
+    return [(0, positions // 2), (positions // 2, positions)]
 
 
 @dataclass(frozen=True)
@@ -97,25 +115,42 @@ class Outer:
     """Of the parameter: as many numbers as ``[m, n]``."""
 
     @property
-    def direct(self) -> bool:
-        """Whether forming it takes fewer multiplications than its two Gram matrices."""
+    def ratio(self) -> float:
+        """Multiplications of its two Gram matrices, over those of forming it."""
         positions, m, n = self.left.shape[1], self.left.shape[2], self.right.shape[2]
-        return GRAM_COST * positions * (m + n) > m * n
+        return positions * (m + n) / (m * n)
 
     def squares(self) -> Tensor:
         """Its squared norms, ``[B]``."""
         if self.left.shape[1] == 1:
             return square_sum(self.left.values) * square_sum(self.right.values)
-        if self.direct:
-            return square_sum(self._product())
-        return inner(self.left.gram(), self.right.gram())
+        if self.ratio * GRAM_COST > 1:
+            return self.formed()[0]
+        halves = _halves(self.left.shape[1])
+        total = torch.zeros((), device=self.left.values.device)
+        for (low, _), a, b in zip(halves, self.left.gram(), self.right.gram(), strict=True):
+            products = _float(a) * _float(b)
+            # What is beside the diagonal block stands for its mirror image too.
+            total = total + 2 * products.sum((1, 2)) - products[:, :, low:].sum((1, 2))
+        return total.clamp_min(0)  # rounding may take it a little below zero
+
+    def formed(self, *, summed: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Its squared norms, ``[B]``, and its sum over the examples, by forming a few at a time."""
+        left, right = self.left.values.mT, self.right.values
+        size, m, n = len(left), left.shape[1], right.shape[2]
+        step = max(1, HELD.get(left.device.type, HELD["cuda"]) // (m * n))
+        squares, total = [], None
+        for start in range(0, size, step):
+            grad = left[start : start + step] @ right[start : start + step]
+            squares.append(square_sum(grad))
+            if summed:
+                part = grad[0] if step == 1 else grad.sum(0)
+                total = part.clone() if total is None else total.add_(part)
+        return torch.cat(squares), None if total is None else total.reshape(self.shape)
 
     def dense(self) -> Tensor:
         """The gradients themselves, ``[B, *shape]``."""
-        return self._product().reshape(-1, *self.shape)
-
-    def _product(self) -> Tensor:
-        return self.left.values.transpose(1, 2) @ self.right.values
+        return (self.left.values.mT @ self.right.values).reshape(-1, *self.shape)
 
 
 @dataclass(frozen=True)
@@ -175,19 +210,12 @@ def squared_norms(pieces: Sequence[Piece]) -> Tensor:
 
 def square_sum(values: Tensor) -> Tensor:
     """The sum of squares of each example, ``[B]``, in float32 at least."""
-    flat = values.reshape(len(values), -1)
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
+    flat = _float(values.reshape(len(values), -1))
     return torch.linalg.vecdot(flat, flat)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each example's two arrays, ``[B]``, in float32 at least."""
-    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    if a.dtype in (torch.float16, torch.bfloat16):
-        a, b = a.float(), b.float()
-    # Rounding may take a square a little below zero.
-    return torch.linalg.vecdot(a, b).clamp_min(0)
+def _float(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _joined(outers: list[Outer]) -> Outer | None:

@@ -5,6 +5,9 @@ how its piece follows from the gradient of the output. The first dimension of ou
 that of the examples.
 
 A rule that cannot say gives None: then the module is mapped by vmap instead.
+
+What is kept for the backward is kept detached: a tensor with its graph would keep the graph, whose
+hooks keep what is kept here.
 """
 
 from __future__ import annotations
@@ -77,10 +80,10 @@ def conv2d(
     """``F.conv2d`` without groups, as the linear map of its unfolded input."""
     if groups != 1 or isinstance(padding, str) or input.ndim != 4:
         return None
-    shape = weight.shape
+    shape, kept = weight.shape, input.detach()
 
     def piece(grad: Tensor) -> Outer:
-        columns = F.unfold(input, tuple(shape[2:]), dilation, padding, stride)
+        columns = F.unfold(kept, tuple(shape[2:]), dilation, padding, stride)
         return Outer(Rows(grad.flatten(2).transpose(1, 2)), Rows(columns.transpose(1, 2)), shape)
 
     return [(weight, piece), (bias, lambda grad: Dense(grad.sum((2, 3))))]
@@ -120,10 +123,10 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Pieces:
     """``F.layer_norm``."""
-    shape = torch.Size(normalized_shape)
+    shape, kept = torch.Size(normalized_shape), input.detach()
 
     def scale(grad: Tensor) -> Dense:
-        return Dense(_sum_to(grad * F.layer_norm(input, normalized_shape, eps=eps), shape))
+        return Dense(_sum_to(grad * F.layer_norm(kept, list(shape), eps=eps), shape))
 
     return [(weight, scale), (bias, lambda grad: Dense(_sum_to(grad, shape)))]
 
@@ -136,10 +139,10 @@ def rms_norm(
     eps: float | None = None,
 ) -> Pieces:
     """``F.rms_norm``."""
-    shape = torch.Size(normalized_shape)
+    shape, kept = torch.Size(normalized_shape), input.detach()
 
     def scale(grad: Tensor) -> Dense:
-        return Dense(_sum_to(grad * F.rms_norm(input, list(shape), eps=eps), shape))
+        return Dense(_sum_to(grad * F.rms_norm(kept, list(shape), eps=eps), shape))
 
     return [(weight, scale)]
 
@@ -153,8 +156,9 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Pieces:
     """``F.group_norm``: input ``[B, C, ...]``."""
+    kept = input.detach()
     return [
-        (weight, lambda grad: _by_channel(grad * F.group_norm(input, num_groups, eps=eps))),
+        (weight, lambda grad: _by_channel(grad * F.group_norm(kept, num_groups, eps=eps))),
         (bias, _by_channel),
     ]
 
@@ -181,10 +185,10 @@ def batch_norm(
             "each depends on the others; score in eval mode, or use LayerNorm or GroupNorm"
         )
     mean, scale = running_mean.clone(), torch.rsqrt(running_var + eps)
-    sides = (-1,) + (1,) * (input.ndim - 2)
+    sides, kept = (-1,) + (1,) * (input.ndim - 2), input.detach()
 
     def piece(grad: Tensor) -> Dense:
-        return _by_channel(grad * ((input - mean.view(sides)) * scale.view(sides)))
+        return _by_channel(grad * ((kept - mean.view(sides)) * scale.view(sides)))
 
     return [(weight, piece), (bias, _by_channel)]
 
@@ -196,9 +200,10 @@ def _by_channel(grad: Tensor) -> Dense:
 
 def add(share: Share, input: Any, other: Any, *, alpha: float = 1) -> Pieces:
     """``input + alpha * other``, either of them a parameter."""
+    first, second = _shape(input), _shape(other)
     return [
-        (input, lambda grad: Dense(_sum_to(grad, input.shape))),
-        (other, lambda grad: Dense(_sum_to(alpha * grad, other.shape))),
+        (input, lambda grad: Dense(_sum_to(grad, first))),
+        (other, lambda grad: Dense(_sum_to(alpha * grad, second))),
     ]
 
 
@@ -209,38 +214,51 @@ def sub(share: Share, input: Any, other: Any, *, alpha: float = 1) -> Pieces:
 
 def mul(share: Share, input: Any, other: Any) -> Pieces:
     """``input * other``."""
+    a, b = _kept(input), _kept(other)
     return [
-        (input, lambda grad: Dense(_sum_to(grad * other, input.shape))),
-        (other, lambda grad: Dense(_sum_to(grad * input, other.shape))),
+        (input, lambda grad: Dense(_sum_to(grad * b, _shape(a)))),
+        (other, lambda grad: Dense(_sum_to(grad * a, _shape(b)))),
     ]
 
 
 def div(share: Share, input: Any, other: Any) -> Pieces:
     """``input / other``."""
+    a, b = _kept(input), _kept(other)
     return [
-        (input, lambda grad: Dense(_sum_to(grad / other, input.shape))),
-        (other, lambda grad: Dense(_sum_to(-grad * input / (other * other), other.shape))),
+        (input, lambda grad: Dense(_sum_to(grad / b, _shape(a)))),
+        (other, lambda grad: Dense(_sum_to(-grad * a / (b * b), _shape(b)))),
     ]
 
 
 def where(share: Share, condition: Tensor, input: Any, other: Any) -> Pieces:
     """``torch.where(condition, input, other)``: a mask token put where the mask is."""
+    first, second = _shape(input), _shape(other)
     return [
-        (input, lambda grad: Dense(_sum_to(grad * condition, input.shape))),
-        (other, lambda grad: Dense(_sum_to(grad * ~condition, other.shape))),
+        (input, lambda grad: Dense(_sum_to(grad * condition, first))),
+        (other, lambda grad: Dense(_sum_to(grad * ~condition, second))),
     ]
 
 
 def expand(share: Share, input: Tensor, *sizes: Any, size: Any = None) -> Pieces:
     """``input.expand(B, ...)``: a class token given to every example."""
-    return [(input, lambda grad: Dense(_sum_to(grad, input.shape)))]
+    shape = input.shape
+    return [(input, lambda grad: Dense(_sum_to(grad, shape)))]
+
+
+def _kept(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _shape(value: Any) -> torch.Size:
+    return value.shape if isinstance(value, Tensor) else torch.Size()
 
 
 def repeat(share: Share, input: Tensor, *repeats: Any) -> Pieces | None:
     """``input.repeat(B, ...)`` where the first dimension of the input is 1."""
     counts = repeats[0] if len(repeats) == 1 and not isinstance(repeats[0], int) else repeats
     lead = len(counts) - input.ndim
-    padded = (1,) * lead + tuple(input.shape)
+    shape = input.shape
+    padded = (1,) * lead + tuple(shape)
     if padded[0] != 1:
         return None
 
@@ -251,7 +269,7 @@ def repeat(share: Share, input: Tensor, *repeats: Any) -> Pieces | None:
         folded = grad.reshape(split)
         over = tuple(range(1, len(split), 2))
         folded = folded.sum(over) if over else folded
-        return Dense(folded.reshape(len(grad), *input.shape))
+        return Dense(folded.reshape(len(grad), *shape))
 
     return [(input, piece)]
 

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from attent.pipeline.ghost.pieces import Dense, Outer, Piece, Rows, squared_norms
+from attent.pipeline.ghost.pieces import (
+    FUSE_ABOVE,
+    Dense,
+    Outer,
+    Piece,
+    Rows,
+    square_sum,
+    squared_norms,
+)
 from attent.pipeline.ghost.rules import RULES, MakePiece
 
 BATCHED, DERIVED, UNCOVERED = "batched", "derived", "uncovered"
@@ -81,6 +89,8 @@ class Tape(TorchFunctionMode):
         known: what the survey found of each use, in order; None to find out.
         overrides: in a survey, the kind of some uses, by position.
         only: positions of the uses to listen to; None for all.
+        keep: keep the outputs, for those who look at the graph; they must let go of them, as the
+            graph's hooks hold the tape.
         trained: parameters that autograd is to differentiate as well.
         summed: parameters whose per-example gradients are to be summed over the examples too.
         mapped: parameters that mapped modules may account for, all or in part.
@@ -95,6 +105,7 @@ class Tape(TorchFunctionMode):
         known: Sequence[Use] | None = None,
         overrides: Mapping[int, str] | None = None,
         only: frozenset[int] | None = None,
+        keep: bool = False,
         trained: frozenset[str] = frozenset(),
         summed: frozenset[str] = frozenset(),
         mapped: frozenset[str] = frozenset(),
@@ -113,6 +124,7 @@ class Tape(TorchFunctionMode):
         self._known = known
         self._overrides = overrides or {}
         self._only = only
+        self._keep = keep
         self._summed = summed
         self._where = where
         self.params = {
@@ -148,6 +160,11 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         return self._see(func, args, kwargs, given)
 
+    def __exit__(self, *exception: Any) -> None:
+        """The forward is over."""
+        self._input = None
+        super().__exit__(*exception)
+
     def _see(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Any]) -> Any:
         found = [self._nodes[id(a)] for a in given]
         values, options = self._replace(args, kwargs, lambda node: node.value)
@@ -182,7 +199,8 @@ class Tape(TorchFunctionMode):
             return result
         if not result.requires_grad:
             result = result + self.anchor  # nothing before it is differentiated: the graph begins
-        self.outputs[position] = result
+        if self._keep:
+            self.outputs[position] = result
         result.register_hook(lambda grad: self._arrived(wanted, grad))
         return result
 
@@ -271,7 +289,6 @@ class Tape(TorchFunctionMode):
 
     def finish(self) -> None:
         """When the backward is done: account for what was waiting for other pieces."""
-        self._input = None
         for node in self._derived:
             if node.pieces and node.graph is not None:
                 self._pull_back(node)
@@ -306,15 +323,20 @@ class Tape(TorchFunctionMode):
         """The squared norm of a parameter's gradient; its sum over examples, if that is asked."""
         if name not in self._summed:
             self.formed[name] = all(
-                isinstance(p, Dense) or (isinstance(p, Outer) and p.direct) for p in pieces
+                isinstance(p, Dense) or (isinstance(p, Outer) and p.ratio > FUSE_ABOVE)
+                for p in pieces
             )
             self.squares[name] = squared_norms(pieces)
             return
-        total = pieces[0].dense()
+        if len(pieces) == 1 and isinstance(pieces[0], Outer):
+            squares, total = pieces[0].formed(summed=True)
+            assert total is not None
+            self.squares[name], self.sums[name] = squares, total
+            return
+        grad = pieces[0].dense()
         for piece in pieces[1:]:
-            total = total + piece.dense()
-        self.squares[name] = squared_norms([Dense(total)])
-        self.sums[name] = total.sum(0)
+            grad = grad + piece.dense()
+        self.squares[name], self.sums[name] = square_sum(grad), grad.sum(0)
 
     def norms(self) -> Tensor:
         """The norm of each example's gradient over all parameters, ``[B]``."""

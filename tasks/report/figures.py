@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attent.pipeline.source import Source
+from attent.tasks.config import observed_signal
 from attent.tasks.report.history import History, Selection
 
 COLORS = ["#3b6fb6", "#d1662f", "#3d9a6b", "#8d5bb0", "#b8324e", "#6b6b6b"]
@@ -194,8 +195,8 @@ def _label(selection: Selection, among: Sequence[Selection]) -> str:
 
 
 def _signal(run: History) -> str:
-    observed = run.config.method == "attent_simple" or run.config.scores == "observed"
-    return "loss (observed)" if observed else run.config.signal
+    observed = observed_signal(run.config)
+    return run.config.signal if observed is None else f"{observed} (observed)"
 
 
 def _cycle(count: int) -> list[str]:
