@@ -25,15 +25,23 @@ def ready_for_vmap(model: nn.Module) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        for module in model.modules():
-            for flag in _FLAGS:
-                if getattr(module, flag, False) is True:
-                    stack.enter_context(_set(module, flag, False))
+        stack.enter_context(not_checkpointing(model))
         for config in _configs(model):
             stack.enter_context(_set(config, "_attn_implementation_internal", "eager"))
         masking = sys.modules.get("transformers.masking_utils")
         if masking is not None and hasattr(masking, "is_tracing"):
             stack.enter_context(_set(masking, "is_tracing", lambda *args: True))
+        yield
+
+
+@contextlib.contextmanager
+def not_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Nothing is computed twice in a block: parameters that are given for it would be gone then."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            for flag in _FLAGS:
+                if getattr(module, flag, False) is True:
+                    stack.enter_context(_set(module, flag, False))
         yield
 
 

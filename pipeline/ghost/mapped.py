@@ -31,6 +31,8 @@ class Call:
         inputs: its arguments, flattened.
         outputs: shapes of its floating outputs.
         grads: of those outputs, as they come.
+        ends: their nodes in the graph.
+        autocast: what it ran in, if it did in autocast.
     """
 
     path: str
@@ -41,6 +43,8 @@ class Call:
     spec: TreeSpec
     outputs: list[tuple[int, ...]] = field(default_factory=list)
     grads: dict[int, Tensor] = field(default_factory=dict)
+    ends: list[Any] = field(default_factory=list)
+    autocast: torch.dtype | None = None
 
     def shapes(self) -> list[tuple[int, ...] | None]:
         """Of the inputs; None for what is not a tensor."""
@@ -49,7 +53,11 @@ class Call:
 
 @contextmanager
 def mapping(
-    model: nn.Module, tape: Tape, mapped: Mapping[str, frozenset[str]]
+    model: nn.Module,
+    tape: Tape,
+    mapped: Mapping[str, frozenset[str]],
+    *,
+    listen: bool = True,
 ) -> Iterator[list[Call]]:
     """Keep what the mapped modules are given in a forward, and listen to their outputs.
 
@@ -57,12 +65,13 @@ def mapping(
         model: the whole model.
         tape: is told to let these parameters be while their module runs.
         mapped: path of a module -> parameters, by their names on the tape.
+        listen: False to let the parameters be and no more.
     """
     calls: list[Call] = []
     handles = []
     for path, names in mapped.items():
         module = model.get_submodule(path)
-        before, after = _hooks(path, names, tape, calls)
+        before, after = _hooks(path, names, tape, calls, listen)
         handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
         handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
     try:
@@ -72,7 +81,9 @@ def mapping(
             handle.remove()
 
 
-def _hooks(path: str, names: frozenset[str], tape: Tape, calls: list[Call]) -> tuple[Any, Any]:
+def _hooks(
+    path: str, names: frozenset[str], tape: Tape, calls: list[Call], listen: bool
+) -> tuple[Any, Any]:
     open_calls: list[Call] = []
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -82,13 +93,15 @@ def _hooks(path: str, names: frozenset[str], tape: Tape, calls: list[Call]) -> t
         own = {name: full for name, full in own.items() if full in names}
         tensors = held | dict(module.named_buffers())
         kept = [i.detach() if isinstance(i, Tensor) else i for i in inputs]
-        open_calls.append(Call(path, module, own, tensors, kept, spec))
+        device = tape.anchor.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        open_calls.append(Call(path, module, own, tensors, kept, spec, autocast=autocast))
         tape.outside.update(names)
 
     def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         tape.outside.difference_update(names)
         call = open_calls.pop()
-        if output is None:  # it failed
+        if output is None or not listen:  # None: it failed
             return None
         calls.append(call)
         leaves, spec = tree_flatten(output)
@@ -98,6 +111,7 @@ def _hooks(path: str, names: frozenset[str], tape: Tape, calls: list[Call]) -> t
                 leaves[i] = leaves[i] + tape.anchor
         for place, i in enumerate(found):
             call.outputs.append(tuple(leaves[i].shape))
+            call.ends.append(leaves[i].grad_fn)
             if leaves[i].requires_grad:
                 leaves[i].register_hook(_keep(call, place))
         return tree_unflatten(leaves, spec)
@@ -160,5 +174,7 @@ def _gradients(call: Call, batched: Mapping[tuple[str, int], bool]) -> dict[str,
         pull = vjp(outputs, own)[1]
         return pull(grads)[0]
 
-    with torch.no_grad(), ready_for_vmap(call.module):
+    device = next(iter(call.tensors.values())).device.type
+    cast = torch.autocast(device, call.autocast, enabled=call.autocast is not None)
+    with torch.no_grad(), ready_for_vmap(call.module), cast:
         return vmap(gradient)([call.inputs[i] for i in mapped], [call.grads[i] for i in present])

@@ -6,19 +6,20 @@ Shapes: B examples in a batch, T positions.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.ghost.coverage import Coverage, Losses, head_names, survey
-from attent.pipeline.ghost.mapped import account, mapping
+from attent.pipeline.ghost.coverage import Coverage, Losses, head_names, pull, survey
+from attent.pipeline.ghost.mapped import mapping
 from attent.pipeline.ghost.tape import Tape
 from attent.pipeline.keyed import global_generators
 from attent.pipeline.task import Task, functional_model
+from attent.pipeline.vmapping import not_checkpointing
 
 _found: weakref.WeakKeyDictionary[Task, dict[tuple, Any]] = weakref.WeakKeyDictionary()
 
@@ -52,8 +53,9 @@ def last_layer_norms(
 ) -> Tensor:
     """The norm of each example's gradient by the parameters of the head, ``[B]``.
 
-    The head is what uses parameters last on the way to the loss, whether they are trained or not
-    (with LoRA they are not); of a table that is also the head, its use as the head alone. Nothing
+    The head is the last matrix product on the way to the loss (or several, side by side), whether
+    it is trained or not (with LoRA it is not); of a table that is also the head, its use as the
+    head alone. Nothing
     before it is differentiated: the price is that of a forward.
 
     Raises:
@@ -75,11 +77,10 @@ def _norms(
     only: frozenset[int] | None,
 ) -> Tensor:
     tape = Tape(wanted, len(batch), known=coverage.uses, only=only, mapped=coverage.mapped_names)
-    with torch.enable_grad(), mapping(task.model, tape, coverage.mapped) as calls, tape:
+    listening = mapping(task.model, tape, coverage.mapped, listen=only is None)
+    with torch.enable_grad(), not_checkpointing(task.model), listening as calls, tape:
         losses = _losses(task, params, buffers)(wanted, batch)
-    torch.autograd.grad(losses.sum(), [tape.anchor], allow_unused=True)
-    account(calls, tape, coverage.batched)
-    tape.finish()
+    pull(losses, tape, calls, coverage.batched)
     return tape.norms().float()
 
 
@@ -94,7 +95,7 @@ def coverage_of(
     Raises:
         GhostError: they cannot be.
     """
-    known, key = _kept(task), ("all", task.model.training, *params)
+    known, key = _kept(task), ("all", *_circumstances(task, batch), *params)
     if key not in known:
         known[key] = _surveyed(task, params, params, buffers, batch)
     return known[key]
@@ -104,10 +105,10 @@ def _head_of(
     task: Task, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: TensorDict
 ) -> tuple[list[str], Coverage]:
     """The names of the head's parameters, and how its norms are computed."""
-    known, key = _kept(task), ("head", task.model.training, *params)
+    known, key = _kept(task), ("head", *_circumstances(task, batch), *params)
     if key not in known:
         everything = _with_frozen(task, params)
-        with torch.enable_grad(), _undone(params):
+        with torch.enable_grad(), _undone(task, params):
             losses = _losses(task, params, _clones(buffers))
             names = head_names(losses, everything, batch)
         wanted = {name: everything[name] for name in names}
@@ -123,7 +124,7 @@ def _surveyed(
     batch: TensorDict,
 ) -> Coverage:
     leaves = {name: p.detach().clone().requires_grad_() for name, p in wanted.items()}
-    with torch.enable_grad(), _undone(params):
+    with torch.enable_grad(), _undone(task, params):
         losses = _losses(task, params, _clones(buffers))
         return survey(task.model, losses, leaves, batch)
 
@@ -138,9 +139,16 @@ def _clones(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in buffers.items()}
 
 
-def _undone(params: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+@contextmanager
+def _undone(task: Task, params: Mapping[str, Tensor]) -> Iterator[None]:
     """A survey may draw (dropout in training); nobody else's draws change for that."""
-    return global_generators(next(iter(params.values())).device)
+    with global_generators(next(iter(params.values())).device), not_checkpointing(task.model):
+        yield
+
+
+def _circumstances(task: Task, batch: TensorDict) -> tuple[Any, ...]:
+    """What another survey is made for: whether examples are independent, one cannot tell."""
+    return id(task.model), task.model.training, len(batch) > 1
 
 
 def _kept(task: Task) -> dict[tuple, Any]:

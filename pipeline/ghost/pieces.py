@@ -31,6 +31,10 @@ HELD = {"cpu": 1 << 18, "cuda": 1 << 26}
 """How many numbers of formed gradients are held at once: what stays in a core's cache."""
 
 
+class GhostError(RuntimeError):
+    """Gradient norms that cannot be had this way; the message names what is in the way."""
+
+
 class Rows:
     """One side of a sum of outer products, ``[B, T, n]``.
 
@@ -54,10 +58,10 @@ class Rows:
         """The rows.
 
         Raises:
-            RuntimeError: they were written over since the forward.
+            GhostError: they were written over since the forward.
         """
         if self._guard is not None and self._guard._version != self._version:
-            raise RuntimeError(
+            raise GhostError(
                 "the input of a layer was changed in place after the layer had used it, so that "
                 "its gradient norm cannot be computed: make that operation out of place"
             )
@@ -136,7 +140,7 @@ class Outer:
 
     def formed(self, *, summed: bool = False) -> tuple[Tensor, Tensor | None]:
         """Its squared norms, ``[B]``, and its sum over the examples, by forming a few at a time."""
-        left, right = self.left.values.mT, self.right.values
+        left, right = _alike(self.left.values.mT, self.right.values)
         size, m, n = len(left), left.shape[1], right.shape[2]
         step = max(1, HELD.get(left.device.type, HELD["cuda"]) // (m * n))
         squares, total = [], None
@@ -150,7 +154,8 @@ class Outer:
 
     def dense(self) -> Tensor:
         """The gradients themselves, ``[B, *shape]``."""
-        return (self.left.values.mT @ self.right.values).reshape(-1, *self.shape)
+        left, right = _alike(self.left.values.mT, self.right.values)
+        return (left @ right).reshape(-1, *self.shape)
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,12 @@ def square_sum(values: Tensor) -> Tensor:
     return torch.linalg.vecdot(flat, flat)
 
 
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of a product in one type: in autocast an input may be wider than a gradient."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
+
+
 def _float(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
@@ -222,22 +233,30 @@ def _joined(outers: list[Outer]) -> Outer | None:
     """Several sums of outer products as one, over the positions of them all."""
     if len(outers) < 2:
         return outers[0] if outers else None
-    left = Rows(torch.cat([piece.left.values for piece in outers], dim=1))
-    right = Rows(torch.cat([piece.right.values for piece in outers], dim=1))
+    left = Rows(_concatenated([piece.left.values for piece in outers]))
+    right = Rows(_concatenated([piece.right.values for piece in outers]))
     return Outer(left, right, outers[0].shape)
+
+
+def _concatenated(parts: list[Tensor]) -> Tensor:
+    dtype = parts[0].dtype
+    for part in parts:
+        dtype = torch.promote_types(dtype, part.dtype)
+    return torch.cat([part.to(dtype) for part in parts], dim=1)
 
 
 def _joined_lookups(lookups: list[Lookup]) -> Lookup | None:
     if len(lookups) < 2:
         return lookups[0] if lookups else None
     index = torch.cat([piece.index for piece in lookups], dim=1)
-    right = Rows(torch.cat([piece.right.values for piece in lookups], dim=1))
+    right = Rows(_concatenated([piece.right.values for piece in lookups]))
     return Lookup(index, right, lookups[0].shape)
 
 
 def _cross(outer: Outer, lookup: Lookup) -> Tensor:
     """The inner products of the two gradients: a table that is also the head, ``[B]``."""
-    products = lookup.right.values @ outer.right.values.transpose(1, 2)
+    looked, right = _alike(lookup.right.values, outer.right.values.mT)
+    products = looked @ right
     positions = outer.left.shape[1]
     index = lookup.index[:, None, :].expand(-1, positions, -1)
     picked = outer.left.values.gather(2, index)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import resolve_name
 
 from attent.pipeline.ghost.pieces import Dense, Lookup, Outer, Piece, Rows
 
@@ -49,8 +50,12 @@ def _bias(grad: Tensor) -> Dense:
     return Dense(grad.sum(tuple(range(1, grad.ndim - 1))) if grad.ndim > 2 else grad)
 
 
-def linear(share: Share, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Pieces:
+def linear(
+    share: Share, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Pieces | None:
     """``F.linear``: input ``[B, ..., n]``, weight ``[m, n]``."""
+    if weight.ndim != 2:
+        return None
     rows = share(input)
     shape = weight.shape
     return [
@@ -221,8 +226,10 @@ def mul(share: Share, input: Any, other: Any) -> Pieces:
     ]
 
 
-def div(share: Share, input: Any, other: Any) -> Pieces:
+def div(share: Share, input: Any, other: Any, *, rounding_mode: Any = None) -> Pieces | None:
     """``input / other``."""
+    if rounding_mode is not None:
+        return None
     a, b = _kept(input), _kept(other)
     return [
         (input, lambda grad: Dense(_sum_to(grad / b, _shape(a)))),
@@ -290,3 +297,8 @@ RULES: dict[Any, Rule] = {
     torch.Tensor.repeat: repeat,
 }  # fmt: skip
 """Function -> rule."""
+
+PRODUCTS = frozenset(
+    resolve_name(function) for function, rule in RULES.items() if rule in (linear, matmul, conv2d)
+)
+"""Names of the functions that are matrix products."""

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from attent.pipeline.ghost.pieces import (
     FUSE_ABOVE,
     Dense,
+    GhostError,
     Outer,
     Piece,
     Rows,
@@ -37,10 +38,6 @@ _WITHOUT_GRADIENT = {
 }
 
 
-class GhostError(RuntimeError):
-    """Gradient norms that cannot be had this way; the message names what is in the way."""
-
-
 @dataclass(frozen=True)
 class Use:
     """One function that was given parameters.
@@ -52,7 +49,8 @@ class Use:
             parameters) or ``uncovered`` (no rule).
         shape: of the output.
         module: path of the module that was running.
-        fused: for which of the parameters the per-example gradient is formed anyway.
+        written: whether it writes into a tensor and gives none.
+        half: whether its output is in half precision.
     """
 
     function: str
@@ -60,6 +58,8 @@ class Use:
     kind: str
     shape: tuple[int, ...] = ()
     module: str = ""
+    written: bool = False
+    half: bool = False
 
 
 @dataclass(eq=False)
@@ -177,28 +177,46 @@ class Tape(TorchFunctionMode):
         sources = frozenset().union(*(node.sources for node in found))
         if sources <= self.outside:
             return result
-        several = isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result)
-        if several:  # split, chunk, unbind
-            return self._derive(func, args, kwargs, sources)
+        if isinstance(result, tuple | list):  # split, chunk, unbind; torch's attention
+            parts = [r for r in result if isinstance(r, Tensor)]
+            if (
+                parts
+                and self._note(func, sources, self._kind(func, sources, parts[0]), parts[0])[1]
+                == DERIVED
+            ):
+                return self._derive(func, args, kwargs, sources, result)
+            if parts:
+                self._uncovered(func, sources)
+            return result
         if not isinstance(result, Tensor):
             if func is torch.Tensor.__setitem__:
                 self._note(func, sources, UNCOVERED, values[0])
+                self.uses[-1] = replace(self.uses[-1], written=True)
             return result
-        if not result.is_floating_point():
+        if not (result.is_floating_point() or result.is_complex()):
             return result
-        position, kind = self._note(func, sources, self._kind(func, sources, result), result)
+        kind = self._kind(func, sources, result)
+        if sources & self.outside:  # a mapped module works on what is made of other parameters
+            kind = UNCOVERED
+        position, kind = self._note(func, sources, kind, result)
+        if sources & self.outside:
+            self.uses[-1] = replace(self.uses[-1], written=True)
         if kind == DERIVED:
-            return self._derive(func, args, kwargs, sources)
+            return self._derive(func, args, kwargs, sources, result)
+        if self._keep and result.requires_grad:
+            self.outputs[position] = result
         if kind == UNCOVERED or (self._only is not None and position not in self._only):
             return result
-        rule = RULES.get(func)
+        lost = func is torch.Tensor.add_ and result._is_view()  # its base goes on, not the view
+        rule = None if lost or result.is_complex() else RULES.get(func)
         pieces = None if rule is None else rule(self._rows, *args, **kwargs)
         wanted = [(self._nodes[id(p)], make) for p, make in pieces or () if id(p) in self._nodes]
         if not wanted:
-            self.uses[-1] = replace(self.uses[-1], kind=UNCOVERED)
+            self._uncovered(func, sources)
             return result
-        if not result.requires_grad:
-            result = result + self.anchor  # nothing before it is differentiated: the graph begins
+        if not result.requires_grad:  # nothing before it is differentiated: the graph begins
+            in_place = result is values[0] and not result._is_view()
+            result = result.add_(self.anchor) if in_place else result + self.anchor
         if self._keep:
             self.outputs[position] = result
         result.register_hook(lambda grad: self._arrived(wanted, grad))
@@ -210,37 +228,50 @@ class Tape(TorchFunctionMode):
             batched = result.ndim > 0 and len(result) == self.size
             return self._overrides.get(position, BATCHED if batched else DERIVED)
         known = self._known[position] if position < len(self._known) else None
-        if known is None or known.names != tuple(sorted(sources)):
-            raise GhostError(
-                f"the model took another path than before: {_name(func)} of {_listed(sources)}; "
-                "use vmap_grad_norm for a model whose path depends on the data"
-            )
+        if known is None or (known.names, known.function) != (tuple(sorted(sources)), _name(func)):
+            raise self._astray(func, sources)
         return known.kind
+
+    def _astray(self, func: Any, sources: frozenset[str]) -> GhostError:
+        return GhostError(
+            f"the model took another path than before: {_name(func)} of {_listed(sources)}; "
+            "use vmap_grad_norm for a model whose path depends on the data"
+        )
 
     def _note(
         self, func: Any, sources: frozenset[str], kind: str, result: Tensor
     ) -> tuple[int, str]:
         names = tuple(sorted(sources))
-        self.uses.append(Use(_name(func), names, kind, tuple(result.shape), self._where()))
+        half = result.dtype in (torch.float16, torch.bfloat16)
+        shape = tuple(result.shape)
+        self.uses.append(Use(_name(func), names, kind, shape, self._where(), half=half))
         return len(self.uses) - 1, kind
 
+    def _uncovered(self, func: Any, sources: frozenset[str]) -> None:
+        """No rule covers the last use: found in a survey; afterwards it is another path."""
+        if self._known is not None and self.uses[-1].kind != UNCOVERED:
+            raise self._astray(func, sources)
+        self.uses[-1] = replace(self.uses[-1], kind=UNCOVERED)
+
     def _derive(
-        self, func: Any, args: tuple, kwargs: dict[str, Any], sources: frozenset[str]
+        self,
+        func: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        sources: frozenset[str],
+        result: Any,
     ) -> Any:
         """Compute what is made of parameters alone once more, with a graph to pull back along."""
         values, options = self._replace(args, kwargs, _graph)
-        result = func(*values, **options)
-        results = [result] if isinstance(result, Tensor) else list(result)
-        tracked = []
-        for r in results:
-            if not r.requires_grad:  # new_zeros and the like: nothing of the parameter is in it
-                tracked.append(r)
-                continue
-            node = Node(sources, r.detach(), r)
-            self._derived.append(node)
-            self._nodes[id(node.value)] = node
-            tracked.append(node.value)
-        return tracked[0] if isinstance(result, Tensor) else type(result)(tracked)
+        again = func(*values, **options)
+        single = isinstance(result, Tensor)
+        for value, graph in zip(*(([result], [again]) if single else (result, again)), strict=True):
+            # new_zeros and the like: nothing of the parameter is in it
+            if isinstance(graph, Tensor) and graph.requires_grad:
+                node = Node(sources, value, graph)
+                self._derived.append(node)
+                self._nodes[id(value)] = node
+        return result
 
     def _rows(self, values: Tensor) -> Rows:
         """The rows of a layer's input; layers of the same input get the same, one after another."""

@@ -19,6 +19,7 @@ from attent.pipeline.ghost.mapped import Call, account, mapping
 from attent.pipeline.ghost.norms import coverage_of
 from attent.pipeline.ghost.tape import DERIVED, GhostError, Tape
 from attent.pipeline.task import Task
+from attent.pipeline.vmapping import not_checkpointing
 
 
 @dataclass
@@ -86,7 +87,8 @@ class ObservedNorms:
             summed=summed,
             mapped=coverage.mapped_names,
         )
-        with mapping(self.task.model, tape, coverage.mapped) as calls, tape:
+        listening = mapping(self.task.model, tape, coverage.mapped)
+        with not_checkpointing(self.task.model), listening as calls, tape:
             yield Watch(tape, calls, coverage, params)
 
     def _coverage(self, params: Mapping[str, nn.Parameter], batch: TensorDict) -> Coverage:

@@ -162,9 +162,9 @@ def test_attent_simple_observes_then_trains_on_the_highest():
 def test_a_recipe_that_needs_observed_losses_says_so():
     task, source = TinyTask(), tiny_source()
     blind = tiny_train(task, source)
-    with pytest.raises(ValueError, match=r"'train' does not observe losses: make it with train"):
+    with pytest.raises(ValueError, match=r"'train' does not observe loss: make it with train"):
         attent_simple(source, train=blind, epochs=3)
-    with pytest.raises(ValueError, match="does not observe losses"):
+    with pytest.raises(ValueError, match="does not observe loss"):
         attent_complex(task, source, train=blind, epochs=12, observed=True)
 
 
