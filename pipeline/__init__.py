@@ -30,13 +30,14 @@ from attent.pipeline.schedules import (
 )
 from attent.pipeline.score import score
 from attent.pipeline.select import select
-from attent.pipeline.signals import SIGNALS, Signal
+from attent.pipeline.signals import SIGNALS, Signal, per_example
 from attent.pipeline.source import DatasetSource, ExampleError, Source, TensorSource
 from attent.pipeline.stage import Stage, allocate, initialize, run
+from attent.pipeline.step import Step
 from attent.pipeline.stream import Loading
 from attent.pipeline.task import Task, bare_state, initial_state
 from attent.pipeline.threshold import count, top_k_mask
-from attent.pipeline.train import Step, train
+from attent.pipeline.train import train
 from attent.pipeline.validate import GraphError, validate
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "initial_state",
     "initialize",
     "load_state",
+    "per_example",
     "plan_of",
     "random",
     "repeat",

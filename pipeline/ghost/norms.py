@@ -14,8 +14,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.ghost.coverage import Coverage, Losses, head_names, pull, survey
+from attent.pipeline.ghost.coverage import Coverage, head_names, survey
 from attent.pipeline.ghost.mapped import mapping
+from attent.pipeline.ghost.proof import Losses, pull
 from attent.pipeline.ghost.tape import Tape
 from attent.pipeline.keyed import global_generators
 from attent.pipeline.task import Task, functional_model

@@ -7,9 +7,8 @@ slice, a transpose, a quotient) is followed too.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,8 +26,7 @@ from attent.pipeline.ghost.pieces import (
     squared_norms,
 )
 from attent.pipeline.ghost.rules import RULES, MakePiece
-
-BATCHED, DERIVED, UNCOVERED = "batched", "derived", "uncovered"
+from attent.pipeline.ghost.uses import BATCHED, DERIVED, UNCOVERED, Node, Use, met_once
 
 # They give something that carries no gradient to the parameter.
 _WITHOUT_GRADIENT = {
@@ -36,48 +34,6 @@ _WITHOUT_GRADIENT = {
     torch.Tensor.data.__get__,  # pyright: ignore
     torch.Tensor.grad.__get__,  # pyright: ignore
 }
-
-
-@dataclass(frozen=True)
-class Use:
-    """One function that was given parameters.
-
-    Attributes:
-        function: its name.
-        names: the parameters it was given, or what it was given was made of.
-        kind: ``batched`` (its output has the examples first), ``derived`` (it was given nothing but
-            parameters) or ``uncovered`` (no rule).
-        shape: of the output.
-        module: path of the module that was running.
-        written: whether it writes into a tensor and gives none.
-        half: whether its output is in half precision.
-    """
-
-    function: str
-    names: tuple[str, ...]
-    kind: str
-    shape: tuple[int, ...] = ()
-    module: str = ""
-    written: bool = False
-    half: bool = False
-
-
-@dataclass(eq=False)
-class Node:
-    """A parameter, or a tensor made of parameters alone.
-
-    Attributes:
-        sources: names of the parameters it is made of; of itself for a parameter.
-        value: what the forward computes with.
-        graph: where its gradient is pulled back from: for a parameter a leaf, made when asked for;
-            for a derived one the result with its graph.
-        pieces: of its gradient, as they come.
-    """
-
-    sources: frozenset[str]
-    value: Tensor
-    graph: Tensor | None = None
-    pieces: list[Piece] = field(default_factory=list)
 
 
 class Tape(TorchFunctionMode):
@@ -135,7 +91,7 @@ class Tape(TorchFunctionMode):
         self._nodes = {id(p): self.params[name] for name, p in params.items()}
         self._derived: list[Node] = []
         self._input: tuple[Tensor, Rows] | None = None
-        self._once = _met_once(known or ()) - mapped
+        self._once = met_once(known or ()) - mapped
         self.listening = True
 
     # The forward
@@ -177,17 +133,8 @@ class Tape(TorchFunctionMode):
         sources = frozenset().union(*(node.sources for node in found))
         if sources <= self.outside:
             return result
-        if isinstance(result, tuple | list):  # split, chunk, unbind; torch's attention
-            parts = [r for r in result if isinstance(r, Tensor)]
-            if (
-                parts
-                and self._note(func, sources, self._kind(func, sources, parts[0]), parts[0])[1]
-                == DERIVED
-            ):
-                return self._derive(func, args, kwargs, sources, result)
-            if parts:
-                self._uncovered(func, sources)
-            return result
+        if isinstance(result, tuple | list):
+            return self._several(func, args, kwargs, sources, result)
         if not isinstance(result, Tensor):
             if func is torch.Tensor.__setitem__:
                 self._note(func, sources, UNCOVERED, values[0])
@@ -196,16 +143,47 @@ class Tape(TorchFunctionMode):
         if not (result.is_floating_point() or result.is_complex()):
             return result
         kind = self._kind(func, sources, result)
-        if sources & self.outside:  # a mapped module works on what is made of other parameters
+        joined = bool(sources & self.outside)
+        if joined:  # a mapped module works on what is made of other parameters
             kind = UNCOVERED
-        position, kind = self._note(func, sources, kind, result)
-        if sources & self.outside:
+        self._note(func, sources, kind, result)
+        if joined:
             self.uses[-1] = replace(self.uses[-1], written=True)
         if kind == DERIVED:
             return self._derive(func, args, kwargs, sources, result)
         if self._keep and result.requires_grad:
-            self.outputs[position] = result
-        if kind == UNCOVERED or (self._only is not None and position not in self._only):
+            self.outputs[len(self.uses) - 1] = result
+        if kind == UNCOVERED:
+            return result
+        return self._meet(func, args, kwargs, sources, result, in_place=result is values[0])
+
+    def _several(
+        self, func: Any, args: tuple, kwargs: dict[str, Any], sources: frozenset[str], result: Any
+    ) -> Any:
+        """Several results: of ``split`` or ``unbind``, or of torch's own attention."""
+        parts = [r for r in result if isinstance(r, Tensor)]
+        if not parts:
+            return result
+        kind = self._kind(func, sources, parts[0])
+        self._note(func, sources, kind, parts[0])
+        if kind == DERIVED:
+            return self._derive(func, args, kwargs, sources, result)
+        self._uncovered(func, sources)
+        return result
+
+    def _meet(
+        self,
+        func: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        sources: frozenset[str],
+        result: Tensor,
+        *,
+        in_place: bool,
+    ) -> Tensor:
+        """Parameters meet the examples: listen for the gradient of the output."""
+        position = len(self.uses) - 1
+        if self._only is not None and position not in self._only:
             return result
         lost = func is torch.Tensor.add_ and result._is_view()  # its base goes on, not the view
         rule = None if lost or result.is_complex() else RULES.get(func)
@@ -215,7 +193,7 @@ class Tape(TorchFunctionMode):
             self._uncovered(func, sources)
             return result
         if not result.requires_grad:  # nothing before it is differentiated: the graph begins
-            in_place = result is values[0] and not result._is_view()
+            in_place = in_place and not result._is_view()
             result = result.add_(self.anchor) if in_place else result + self.anchor
         if self._keep:
             self.outputs[position] = result
@@ -238,14 +216,11 @@ class Tape(TorchFunctionMode):
             "use vmap_grad_norm for a model whose path depends on the data"
         )
 
-    def _note(
-        self, func: Any, sources: frozenset[str], kind: str, result: Tensor
-    ) -> tuple[int, str]:
+    def _note(self, func: Any, sources: frozenset[str], kind: str, result: Tensor) -> None:
         names = tuple(sorted(sources))
         half = result.dtype in (torch.float16, torch.bfloat16)
         shape = tuple(result.shape)
         self.uses.append(Use(_name(func), names, kind, shape, self._where(), half=half))
-        return len(self.uses) - 1, kind
 
     def _uncovered(self, func: Any, sources: frozenset[str]) -> None:
         """No rule covers the last use: found in a survey; afterwards it is another path."""
@@ -380,14 +355,6 @@ def _graph(node: Node) -> Tensor:
     if node.graph is None:
         node.graph = node.value.detach().clone().requires_grad_()
     return node.graph
-
-
-def _met_once(known: Sequence[Use]) -> frozenset[str]:
-    """Parameters that one piece is all there is of: those met once, by the examples themselves."""
-    counts = Counter(name for use in known for name in use.names)
-    return frozenset(
-        name for use in known if use.kind == BATCHED for name in use.names if counts[name] == 1
-    )
 
 
 def _name(func: Any) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from attent.pipeline.ghost.coverage import Coverage
 from attent.pipeline.ghost.mapped import Call, account, mapping
 from attent.pipeline.ghost.norms import coverage_of
-from attent.pipeline.ghost.tape import DERIVED, GhostError, Tape
+from attent.pipeline.ghost.tape import GhostError, Tape
+from attent.pipeline.ghost.uses import DERIVED
 from attent.pipeline.task import Task
 from attent.pipeline.vmapping import not_checkpointing
 
