@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from attent.pipeline.ghost.mapped import Call, mapping
+from attent.pipeline.ghost.pieces import Dense, Outer
 from attent.pipeline.ghost.proof import (
     TOLERANCE,
     Losses,
@@ -40,6 +41,7 @@ class Coverage:
         batched: (path, place of an input) of mapped modules -> whether it has the examples first.
         heads: positions in ``uses`` of the last matrix products on the way to the loss.
         formed: parameters whose per-example gradient is formed on the way to its norm.
+        products: parameters of one matrix product and no other use.
     """
 
     uses: tuple[Use, ...]
@@ -47,6 +49,7 @@ class Coverage:
     batched: Mapping[tuple[str, int], bool]
     heads: frozenset[int]
     formed: frozenset[str]
+    products: frozenset[str]
 
     @property
     def mapped_names(self) -> frozenset[str]:
@@ -253,8 +256,9 @@ def _proved(
     tolerance = TOLERANCE[any(use.half for use in first.uses)]
     check_squares(tape.squares, plain, tolerance)
     check_independent(model, losses, params, batch, tolerance)
-    formed = frozenset(name for name, formed in tape.formed.items() if formed)
-    return Coverage(tuple(first.uses), dict(mapped), batched, heads, formed)
+    formed = frozenset(name for name, kind in tape.kinds.items() if kind is Dense)
+    products = frozenset(name for name, kind in tape.kinds.items() if kind is Outer)
+    return Coverage(tuple(first.uses), dict(mapped), batched, heads, formed, products)
 
 
 def _names(mapped: Mapping[str, frozenset[str]]) -> frozenset[str]:

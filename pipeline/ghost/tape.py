@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from attent.pipeline.ghost.pieces import (
@@ -49,6 +50,8 @@ class Tape(TorchFunctionMode):
             graph's hooks hold the tape.
         trained: parameters that autograd is to differentiate as well.
         summed: parameters whose per-example gradients are to be summed over the examples too.
+        either: parameters of one matrix product that are to be summed where, by the shapes at hand,
+            that costs less than differentiating them.
         mapped: parameters that mapped modules may account for, all or in part.
         where: path of the module that is running.
     """
@@ -64,6 +67,7 @@ class Tape(TorchFunctionMode):
         keep: bool = False,
         trained: frozenset[str] = frozenset(),
         summed: frozenset[str] = frozenset(),
+        either: frozenset[str] = frozenset(),
         mapped: frozenset[str] = frozenset(),
         where: Callable[[], str] = str,
     ) -> None:
@@ -74,14 +78,15 @@ class Tape(TorchFunctionMode):
         self.outside: set[str] = set()
         self.squares: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
-        self.formed: dict[str, bool] = {}
+        self.kinds: dict[str, type[Piece]] = {}
         device = next(iter(params.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self._known = known
         self._overrides = overrides or {}
         self._only = only
         self._keep = keep
-        self._summed = summed
+        self._summed = set(summed)
+        self._either = either
         self._where = where
         self.params = {
             name: Node(frozenset([name]), p if name in trained else p.detach())
@@ -123,6 +128,8 @@ class Tape(TorchFunctionMode):
 
     def _see(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list[Any]) -> Any:
         found = [self._nodes[id(a)] for a in given]
+        if self._either and func is F.linear:
+            self._weigh(*args, **kwargs)
         values, options = self._replace(args, kwargs, lambda node: node.value)
         result = func(*values, **options)
         for node, tensor in zip(found, given, strict=True):
@@ -156,6 +163,21 @@ class Tape(TorchFunctionMode):
         if kind == UNCOVERED:
             return result
         return self._meet(func, args, kwargs, sources, result, in_place=result is values[0])
+
+    def _weigh(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Decide how the weight of a linear layer in training gets its gradient.
+
+        By this batch alone, so that a resumed run decides as an uninterrupted one.
+        """
+        node = self._nodes.get(id(weight))
+        names = set() if node is None else node.sources & self._either
+        if node is None or not names:
+            return
+        m, n = weight.shape
+        positions = input.numel() // (self.size * n)
+        if positions > 1 and positions * (m + n) > FUSE_ABOVE * m * n:
+            node.value = node.value.detach()
+            self._summed |= names
 
     def _several(
         self, func: Any, args: tuple, kwargs: dict[str, Any], sources: frozenset[str], result: Any
@@ -328,10 +350,9 @@ class Tape(TorchFunctionMode):
     def _account(self, name: str, pieces: list[Piece]) -> None:
         """The squared norm of a parameter's gradient; its sum over examples, if that is asked."""
         if name not in self._summed:
-            self.formed[name] = all(
-                isinstance(p, Dense) or (isinstance(p, Outer) and p.ratio > FUSE_ABOVE)
-                for p in pieces
-            )
+            kinds = {type(piece) for piece in pieces}
+            if len(pieces) == 1 or kinds == {Dense}:
+                self.kinds[name] = kinds.pop()
             self.squares[name] = squared_norms(pieces)
             return
         if len(pieces) == 1 and isinstance(pieces[0], Outer):

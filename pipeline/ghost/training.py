@@ -86,6 +86,7 @@ class ObservedNorms:
             known=coverage.uses,
             trained=frozenset(params) - summed,
             summed=summed,
+            either=coverage.products - coverage.mapped_names - derived,
             mapped=coverage.mapped_names,
         )
         listening = mapping(self.task.model, tape, coverage.mapped)

@@ -142,6 +142,16 @@ def test_ticks_of_any_length_give_the_same_bits():
             assert torch.equal(parts["params", name], value)
 
 
+@pytest.mark.parametrize("above", [0.0, 1e9])
+def test_summed_or_differentiated_the_gradient_is_the_same(above, monkeypatch):
+    from attent.pipeline.ghost import tape
+
+    monkeypatch.setattr(tape, "FUSE_ABOVE", above)
+    plain, observed = after(False), after("grad_norm")
+    for name, value in plain["params"].items():
+        torch.testing.assert_close(observed["params", name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_bfloat16_stays_near_float32():
     near = after("grad_norm", step=Step(batch_size=8, bfloat16=True), lr=0.0)
     exact = after("grad_norm", lr=0.0)

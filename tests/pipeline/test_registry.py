@@ -57,6 +57,8 @@ STAGES = {
     "score": lambda: _ready(lambda t, s: ap.score(t, s, batch_size=6), "score_due", dropout=0.5),
     "score grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "grad_norm"), "score_due"),
     "score output_grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "output_grad_norm")),
+    "score vmap_grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "vmap_grad_norm")),
+    "score last_layer": lambda: _ready(lambda t, s: ap.score(t, s, "last_layer"), "score_due"),
     "score in parts": lambda: _ready(
         lambda t, s: ap.score(t, s, batch_size=3, examples_per_tick=6), "score_due"
     ),
@@ -66,6 +68,9 @@ STAGES = {
     "train": lambda: _ready(lambda t, s: tiny_train(t, s, steps=3), dropout=0.5, noise=0.3),
     "train observing": lambda: _ready(
         lambda t, s: tiny_train(t, s, steps=3, observe=True), dropout=0.5
+    ),
+    "train observing norms": lambda: _ready(
+        lambda t, s: tiny_train(t, s, steps=3, observe="grad_norm"), dropout=0.5
     ),
     "train with workers": lambda: _ready(
         lambda t, s: tiny_train(t, s, steps=3, loading=ap.Loading(workers=2)), noise=0.3
