@@ -8,7 +8,8 @@ Shapes: B examples in a batch, P trainable parameters in all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -104,29 +105,42 @@ def output_grad_norms(
     return torch.stack(squares).sum(0).sqrt()
 
 
-def _explain_ghost(task: Task, source: Source) -> str:
-    """How the norms of a task are computed, from its model as it is and the first examples."""
+def _explain_norms(task: Task, source: Source) -> str:
+    """How the norms of a task are computed."""
+    with _first_examples(task, source) as given:
+        return ghost.coverage_of(task, *given).told(task.model)
+
+
+def _explain_head(task: Task, source: Source) -> str:
+    """Which parameters the head is."""
+    with _first_examples(task, source) as given:
+        return f"the head is {', '.join(ghost.head_of(task, *given))}"
+
+
+@contextlib.contextmanager
+def _first_examples(task: Task, source: Source) -> Iterator[tuple[Tensors, Tensors, TensorDict]]:
+    """Parameters and buffers of a task's model as it is, and three examples in their fixed view."""
     params = {name: p.detach() for name, p in task.model.named_parameters() if p.requires_grad}
-    buffers = dict(task.model.named_buffers())
     device = next(iter(params.values())).device
     index = torch.arange(min(3, len(source)))
     batch = fetch_batch(source, index).to(device)
-    training = task.model.training
+    modes = [(module, module.training) for module in task.model.modules()]
     task.model.eval()
     try:
         ready = task.view(batch, view_keys(0, index).to(device), training=False)
-        return ghost.coverage_of(task, params, buffers, ready).told(task.model)
+        yield params, dict(task.model.named_buffers()), ready
     finally:
-        task.model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 SIGNALS = {
     signal.name: signal
     for signal in (
         Signal(name="loss", measure=example_losses),
-        Signal(name="grad_norm", measure=ghost.grad_norms, backward=True, explain=_explain_ghost),
+        Signal(name="grad_norm", measure=ghost.grad_norms, backward=True, explain=_explain_norms),
         Signal(name="vmap_grad_norm", measure=vmap_grad_norms, backward=True),
-        Signal(name="last_layer", measure=ghost.last_layer_norms, explain=_explain_ghost),
+        Signal(name="last_layer", measure=ghost.last_layer_norms, explain=_explain_head),
         Signal(name="output_grad_norm", measure=output_grad_norms),
     )
 }

@@ -5,7 +5,7 @@ the gradients of its outputs follow the norms of every example's gradient, witho
 them.
 """
 
-from attent.pipeline.ghost.norms import coverage_of, grad_norms, last_layer_norms
+from attent.pipeline.ghost.norms import coverage_of, grad_norms, head_of, last_layer_norms
 from attent.pipeline.ghost.tape import GhostError
 
-__all__ = ["GhostError", "coverage_of", "grad_norms", "last_layer_norms"]
+__all__ = ["GhostError", "coverage_of", "grad_norms", "head_of", "last_layer_norms"]

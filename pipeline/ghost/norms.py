@@ -68,6 +68,17 @@ def last_layer_norms(
     return _norms(task, params, head, buffers, batch, coverage, coverage.heads)
 
 
+def head_of(
+    task: Task, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: TensorDict
+) -> list[str]:
+    """The names of the parameters that `last_layer_norms` takes for the head.
+
+    Raises:
+        GhostError: the head cannot be told.
+    """
+    return _head_of(task, params, buffers, batch)[0]
+
+
 def _norms(
     task: Task,
     params: Mapping[str, Tensor],

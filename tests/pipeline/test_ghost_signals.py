@@ -170,6 +170,15 @@ def test_describe_says_what_is_mapped():
         assert everything(task) == before
 
 
+def test_describe_says_what_the_head_is():
+    task, batch = ZOO["lora, trained"].make()
+    source = TensorSource(dict(batch.exclude("index")))
+    task.model.train()
+    shown = describe(score(task, source, "last_layer"))
+    assert "the head is base_model.model.lm_head.weight]" in shown
+    assert task.model.training
+
+
 def test_describe_surveys_the_model_as_scoring_will():
     task, batch = regression(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)), 5, 5)
     task.model.train()  # as between stages
