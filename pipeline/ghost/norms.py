@@ -22,7 +22,8 @@ from attent.pipeline.keyed import global_generators
 from attent.pipeline.task import Task, functional_model
 from attent.pipeline.vmapping import not_checkpointing
 
-_found: weakref.WeakKeyDictionary[Task, dict[tuple, Any]] = weakref.WeakKeyDictionary()
+_found: dict[int, dict[tuple, Any]] = {}
+"""By the identity of a task, as long as it lives: a data class need not be hashable."""
 
 
 def grad_norms(
@@ -165,7 +166,13 @@ def _circumstances(task: Task, batch: TensorDict) -> tuple[Any, ...]:
 
 def _kept(task: Task) -> dict[tuple, Any]:
     """What has been found out about a task."""
-    return _found.setdefault(task, {})
+    if id(task) not in _found:
+        try:
+            weakref.finalize(task, _found.pop, id(task), None)
+        except TypeError:  # it cannot be watched (slots), so nothing is kept
+            return {}
+        _found[id(task)] = {}
+    return _found[id(task)]
 
 
 def _losses(task: Task, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Losses:

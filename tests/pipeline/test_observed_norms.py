@@ -1,5 +1,6 @@
 """Gradient norms observed in the training step: the norms, and the gradient beside them."""
 
+import dataclasses
 import gc
 import math
 import weakref
@@ -230,4 +231,24 @@ def test_a_forward_that_was_listened_to_is_let_go(monkeypatch):
     gc.collect()
     assert len(tapes) > 5
     assert [ref for ref in tapes if ref() is not None] == []
-    assert task in norms._found
+    known = id(task)
+    assert known in norms._found
+    del task, source, stage
+    gc.collect()
+    assert known not in norms._found
+
+
+def test_a_task_need_not_be_hashable():
+    @dataclasses.dataclass
+    class Plain(TinyTask):
+        scale: float = 1.0
+
+        def __post_init__(self):
+            TinyTask.__init__(self)
+
+    task, source = Plain(), tiny_source()
+    stage = score(task, source, "grad_norm")
+    state = run(stage, initialize(stage, initial_state(task, source)))
+    other = score(TinyTask(), source, "vmap_grad_norm")
+    expected = run(other, initialize(other, initial_state(TinyTask(), source)))
+    torch.testing.assert_close(state["scores", "grad_norm"], expected["scores", "vmap_grad_norm"])
