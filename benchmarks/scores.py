@@ -18,10 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from memory import growth
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -174,18 +174,7 @@ def peak(name: str, method: str, device: str) -> float:
     whole, case.batch = case.batch, case.batch[:2]
     way()
     case.batch = whole
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
-    before = _memory("VmRSS")
-    way()
-    return (_memory("VmHWM") - before) / 1e6
-
-
-def _memory(entry: str) -> int:
-    """A figure of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(entry):
-            return 1024 * int(line.split()[1])
-    raise KeyError(entry)
+    return growth(way) / 1e6
 
 
 def report(name: str, args: argparse.Namespace) -> None:

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from memory import growth
 
 from attent.pipeline import hard, random, soft
 from attent.pipeline.keyed import generator
@@ -49,20 +49,7 @@ def peak_arrays(method: str, num_examples: int, ratio: float) -> float:
     """Growth of the peak resident size over the scores, in float32 arrays of N."""
     scores = make_scores(num_examples)
     METHODS[method](make_scores(10_000), ratio)  # whatever is loaded on first use
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
-    before = _memory("VmRSS")
-    result = METHODS[method](scores, ratio)
-    after = _memory("VmHWM")
-    del result
-    return (after - before) / (4 * num_examples)
-
-
-def _memory(entry: str) -> int:
-    """A figure of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(entry):
-            return 1024 * int(line.split()[1])
-    raise KeyError(entry)
+    return growth(lambda: METHODS[method](scores, ratio)) / (4 * num_examples)
 
 
 def main() -> None:

@@ -21,7 +21,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from attent.pipeline import ghost
 from attent.pipeline.source import Source, fetch_batch
-from attent.pipeline.task import Task, functional_model, view_keys
+from attent.pipeline.task import (
+    Task,
+    functional_losses,
+    functional_model,
+    in_eval_mode,
+    view_keys,
+)
 from attent.pipeline.vmapping import ready_for_vmap
 
 Tensors = dict[str, Tensor]
@@ -50,9 +56,7 @@ def example_losses(
 ) -> Tensor:
     """The loss of each example, ``[B]``, from one batched forward without gradient."""
     with torch.no_grad():
-        return task.losses(
-            task.forward(functional_model(task.model, params, buffers), batch), batch
-        ).float()
+        return functional_losses(task, params, buffers, batch).float()
 
 
 def vmap_grad_norms(
@@ -66,9 +70,7 @@ def vmap_grad_norms(
 
     def norm(params: Tensors, example: TensorDict) -> Tensor:
         def loss(params: Tensors) -> Tensor:
-            one = _batch_of_one(example)
-            model = functional_model(task.model, params, buffers)
-            return task.losses(task.forward(model, one), one)[0]
+            return functional_losses(task, params, buffers, example.unsqueeze(0))[0]
 
         return _norm(grad(loss)(params))
 
@@ -124,14 +126,9 @@ def _first_examples(task: Task, source: Source) -> Iterator[tuple[Tensors, Tenso
     device = next(iter(params.values())).device
     index = torch.arange(min(3, len(source)))
     batch = fetch_batch(source, index).to(device)
-    modes = [(module, module.training) for module in task.model.modules()]
-    task.model.eval()
-    try:
+    with in_eval_mode(task.model):
         ready = task.view(batch, view_keys(0, index).to(device), training=False)
         yield params, dict(task.model.named_buffers()), ready
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 SIGNALS = {
@@ -195,10 +192,6 @@ def per_example(signal: str | Signal, length: Literal["mean", "sqrt", "sum"]) ->
         return chosen.measure(task, params, buffers, batch, chunk) * counts ** power[length]
 
     return replace(chosen, name=f"{chosen.name}_{length}", measure=measure)
-
-
-def _batch_of_one(example: TensorDict) -> TensorDict:
-    return example.unsqueeze(0)
 
 
 def _norm(gradients: object) -> Tensor:

@@ -5,7 +5,8 @@ Shapes: B examples in a batch, N examples in the data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -165,6 +166,25 @@ def view_keys(
     """
     key = fold(seed, purpose) if passes is None else fold(seed, purpose, passes)
     return example_keys(key, index)
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a block; each module has its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def functional_losses(
+    task: Task, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: TensorDict
+) -> Tensor:
+    """The losses of a batch, ``[B]``, as a pure function of parameters and buffers."""
+    return task.losses(task.forward(functional_model(task.model, params, buffers), batch), batch)
 
 
 def functional_model(

@@ -22,6 +22,7 @@ from attent.pipeline.ghost.proof import (
     Losses,
     check_independent,
     check_squares,
+    graph_nodes,
     plain_squares,
     pull,
 )
@@ -272,22 +273,17 @@ def _heads(losses: Tensor, tape: Tape, calls: list[Call]) -> frozenset[int]:
     """
     mapped = {end for call in calls for end in call.ends}
     nodes = {output.grad_fn: position for position, output in tape.outputs.items()}
-    found, seen, waiting = set(), set(), [losses.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in mapped:
-            return frozenset()
-        use = tape.uses[nodes[node]] if node in nodes else None
-        if use is not None and use.kind == UNCOVERED:
-            return frozenset()
-        if use is not None and use.function in PRODUCTS:
-            found.add(nodes[node])
-        else:  # a scale, a norm: what comes before it may still be the head
-            waiting += [parent for parent, _ in node.next_functions]
-    return frozenset(found)
+    products = {
+        node: position
+        for node, position in nodes.items()
+        if tape.uses[position].function in PRODUCTS
+    }
+    ends = mapped | {n for n, position in nodes.items() if tape.uses[position].kind == UNCOVERED}
+    # Through a scale or a norm: what comes before it may still be the head.
+    met = set(graph_nodes(losses, lambda node: node not in products and node not in ends))
+    if met & ends:
+        return frozenset()
+    return frozenset(position for node, position in products.items() if node in met)
 
 
 @contextmanager

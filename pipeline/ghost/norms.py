@@ -19,7 +19,7 @@ from attent.pipeline.ghost.mapped import mapping
 from attent.pipeline.ghost.proof import Losses, pull
 from attent.pipeline.ghost.tape import Tape
 from attent.pipeline.keyed import global_generators
-from attent.pipeline.task import Task, functional_model
+from attent.pipeline.task import Task, functional_losses
 from attent.pipeline.vmapping import not_checkpointing
 
 _found: dict[int, dict[tuple, Any]] = {}
@@ -57,8 +57,7 @@ def last_layer_norms(
 
     The head is the last matrix product on the way to the loss (or several, side by side), whether
     it is trained or not (with LoRA it is not); of a table that is also the head, its use as the
-    head alone. Nothing
-    before it is differentiated: the price is that of a forward.
+    head alone. Nothing before it is differentiated: the price is that of a forward.
 
     Raises:
         GhostError: the head cannot be told, or its gradient is not that of plain gradients.
@@ -179,7 +178,6 @@ def _losses(task: Task, params: Mapping[str, Tensor], buffers: Mapping[str, Tens
     """The losses as a function of some of the parameters, the others being as they are."""
 
     def losses(given: Mapping[str, Tensor], batch: TensorDict) -> Tensor:
-        model = functional_model(task.model, {**params, **given}, buffers)
-        return task.losses(task.forward(model, batch), batch)
+        return functional_losses(task, {**params, **given}, buffers, batch)
 
     return losses

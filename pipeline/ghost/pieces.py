@@ -198,10 +198,7 @@ def squared_norms(pieces: Sequence[Piece]) -> Tensor:
     if len(pieces) == 1:
         return pieces[0].squares()
     if any(isinstance(piece, Dense) for piece in pieces):
-        total = pieces[0].dense()
-        for piece in pieces[1:]:
-            total = total + piece.dense()
-        return square_sum(total)
+        return square_sum(dense_sum(pieces))
     outers = _joined([piece for piece in pieces if isinstance(piece, Outer)])
     lookups = _joined_lookups([piece for piece in pieces if isinstance(piece, Lookup)])
     total = torch.zeros((), device=_device(pieces[0]))
@@ -210,6 +207,14 @@ def squared_norms(pieces: Sequence[Piece]) -> Tensor:
             total = total + piece.squares()
     if outers is not None and lookups is not None:
         total = total + 2 * _cross(outers, lookups)
+    return total
+
+
+def dense_sum(pieces: Sequence[Piece]) -> Tensor:
+    """The sum of pieces of one parameter, formed, ``[B, *shape]``."""
+    total = pieces[0].dense()
+    for piece in pieces[1:]:
+        total = total + piece.dense()
     return total
 
 

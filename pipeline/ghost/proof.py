@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from attent.pipeline.ghost.mapped import Call, account
 from attent.pipeline.ghost.tape import GhostError, Tape
+from attent.pipeline.task import in_eval_mode
 
 Losses = Callable[[Mapping[str, Tensor], TensorDict], Tensor]
 """(parameters, batch) -> the loss of each example, ``[B]``."""
@@ -44,17 +46,26 @@ def pull(
 
 
 def _leaves(losses: Tensor) -> list[Tensor]:
-    seen, waiting, found = set(), [losses.grad_fn], []
+    found = [getattr(node, "variable", None) for node in graph_nodes(losses)]
+    return [variable for variable in found if variable is not None]
+
+
+def graph_nodes(losses: Tensor, through: Callable[[Any], bool] = lambda node: True) -> Iterator:
+    """The nodes of a graph on the ways back from the losses, each once.
+
+    Args:
+        losses: where the ways begin.
+        through: whether they go on behind a node.
+    """
+    seen, waiting = set(), [losses.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found.append(variable)
-        waiting += [parent for parent, _ in node.next_functions]
-    return found
+        yield node
+        if through(node):
+            waiting += [parent for parent, _ in node.next_functions]
 
 
 def check_independent(
@@ -65,17 +76,12 @@ def check_independent(
     tolerance: float,
 ) -> None:
     """Hold examples of a batch against the same alone; without dropout, which would differ."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with in_eval_mode(model):
         together = losses(params, batch)
         for i, loss in enumerate(together):
             alone = plain_squares(losses(params, batch[i : i + 1])[0], params)
             squares = {name: torch.tensor([s]) for name, s in plain_squares(loss, params).items()}
             check_squares(squares, [alone], tolerance)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def plain_squares(loss: Tensor, params: Mapping[str, Tensor]) -> dict[str, float]:

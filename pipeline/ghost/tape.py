@@ -23,6 +23,7 @@ from attent.pipeline.ghost.pieces import (
     Outer,
     Piece,
     Rows,
+    dense_sum,
     square_sum,
     squared_norms,
 )
@@ -97,7 +98,6 @@ class Tape(TorchFunctionMode):
         self._derived: list[Node] = []
         self._input: tuple[Tensor, Rows] | None = None
         self._once = met_once(known or ()) - mapped
-        self.listening = True
 
     # The forward
 
@@ -144,8 +144,7 @@ class Tape(TorchFunctionMode):
             return self._several(func, args, kwargs, sources, result)
         if not isinstance(result, Tensor):
             if func is torch.Tensor.__setitem__:
-                self._note(func, sources, UNCOVERED, values[0])
-                self.uses[-1] = replace(self.uses[-1], written=True)
+                self._note(func, sources, UNCOVERED, values[0], written=True)
             return result
         if not (result.is_floating_point() or result.is_complex()):
             return result
@@ -153,9 +152,7 @@ class Tape(TorchFunctionMode):
         joined = bool(sources & self.outside)
         if joined:  # a mapped module works on what is made of other parameters
             kind = UNCOVERED
-        self._note(func, sources, kind, result)
-        if joined:
-            self.uses[-1] = replace(self.uses[-1], written=True)
+        self._note(func, sources, kind, result, written=joined)
         if kind == DERIVED:
             return self._derive(func, args, kwargs, sources, result)
         if self._keep and result.requires_grad:
@@ -238,11 +235,19 @@ class Tape(TorchFunctionMode):
             "use vmap_grad_norm for a model whose path depends on the data"
         )
 
-    def _note(self, func: Any, sources: frozenset[str], kind: str, result: Tensor) -> None:
+    def _note(
+        self,
+        func: Any,
+        sources: frozenset[str],
+        kind: str,
+        result: Tensor,
+        *,
+        written: bool = False,
+    ) -> None:
         names = tuple(sorted(sources))
         half = result.dtype in (torch.float16, torch.bfloat16)
         shape = tuple(result.shape)
-        self.uses.append(Use(_name(func), names, kind, shape, self._where(), half=half))
+        self.uses.append(Use(_name(func), names, kind, shape, self._where(), written, half))
 
     def _uncovered(self, func: Any, sources: frozenset[str]) -> None:
         """No rule covers the last use: found in a survey; afterwards it is another path."""
@@ -296,8 +301,6 @@ class Tape(TorchFunctionMode):
 
     def _arrived(self, wanted: list[tuple[Node, MakePiece]], grad: Tensor) -> None:
         """A gradient is here: make the pieces of it, and their norms where no other will come."""
-        if not self.listening:
-            return
         for node, make in wanted:
             piece = make(grad)
             (name,) = node.sources if len(node.sources) == 1 else ("",)
@@ -329,9 +332,7 @@ class Tape(TorchFunctionMode):
     def _pull_back(self, node: Node) -> None:
         """From a tensor made of parameters to those parameters."""
         assert node.graph is not None
-        grad = node.pieces[0].dense()
-        for piece in node.pieces[1:]:
-            grad = grad + piece.dense()
+        grad = dense_sum(node.pieces)
         node.pieces = []
         leaves = [(name, self.params[name].graph) for name in sorted(node.sources)]
         found = torch.autograd.grad(
@@ -360,9 +361,7 @@ class Tape(TorchFunctionMode):
             assert total is not None
             self.squares[name], self.sums[name] = squares, total
             return
-        grad = pieces[0].dense()
-        for piece in pieces[1:]:
-            grad = grad + piece.dense()
+        grad = dense_sum(pieces)
         self.squares[name], self.sums[name] = square_sum(grad), grad.sum(0)
 
     def norms(self) -> Tensor:
