@@ -57,10 +57,10 @@ def hand_written(
     model: torch.nn.Module, images: Tensor, labels: Tensor, batch_size: int, epochs: int
 ) -> Callable[[], None]:
     """What anybody would write: an epoch of it."""
-    named = list(model.named_parameters())
+    named, decay = list(model.named_parameters()), decays(model)
     groups = [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": 0.05},
-        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
+        {"params": [p for n, p in named if decay(n, p)], "weight_decay": 0.05},
+        {"params": [p for n, p in named if not decay(n, p)], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     schedule = warmup_cosine(1e-3, warmup=0.1)

@@ -12,7 +12,7 @@ from attent.pipeline.combinators import repeat, sequence, when
 from attent.pipeline.describe import describe, to_mermaid
 from attent.pipeline.evaluate import evaluate
 from attent.pipeline.fit import fit
-from attent.pipeline.keyed import example_keys, fold, generator, uniform
+from attent.pipeline.keyed import example_keys, fold, generator, uniform, uniforms
 from attent.pipeline.laws import assert_stage_laws
 from attent.pipeline.observers import Checkpoints, JsonLog, Observer, Selections, summary
 from attent.pipeline.optimizer import Optimizer, adamw, sgd
@@ -109,6 +109,7 @@ __all__ = [
     "top_k_mask",
     "train",
     "uniform",
+    "uniforms",
     "validate",
     "warmup_cosine",
     "when",

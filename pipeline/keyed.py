@@ -101,6 +101,21 @@ def uniform(keys: Tensor, draw: int = 0) -> Tensor:
     return _shift_right(mix(keys + offset), 11).to(torch.float64) * 2.0**-53
 
 
+def uniforms(keys: Tensor, count: int, start: int = 0) -> Tensor:
+    """Many uniform numbers in [0, 1) per key: ``uniform(keys, d)`` for each d from ``start``.
+
+    Args:
+        keys: ``[B]`` int64, from `example_keys`.
+        count: D, how many.
+        start: the first draw.
+
+    Returns:
+        float64 of ``[B, D]``.
+    """
+    draws = torch.arange(start, start + count, device=keys.device) * _GOLDEN
+    return uniform(keys[:, None] + draws)
+
+
 @contextlib.contextmanager
 def global_generators(*devices: torch.device) -> Iterator[None]:
     """Leave torch's global random state (CPU, and the CUDA devices given) as it was found.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from attent.pipeline.keys import find, leaves, place
 from attent.pipeline.schedules import Schedule
@@ -28,7 +28,7 @@ class Optimizer:
         name: shown to people.
         make: parameter groups -> a torch optimiser.
         lr: learning rate over the budget spent.
-        weight_decay: over the budget spent; not applied to norms and biases.
+        weight_decay: over the budget spent; see `decays`.
     """
 
     name: str
@@ -96,9 +96,19 @@ def _schedule(name: str, value: float | Schedule) -> Schedule:
     return lambda progress: value
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices and filters yes; norms, biases and scales no."""
-    return parameter.ndim > 1 and not name.endswith("bias")
+def decays(model: nn.Module) -> Callable[[str, Tensor], bool]:
+    """(name, parameter) -> whether weight decay applies to that parameter of a model.
+
+    To matrices and filters, not to norms, biases and scales, nor to what the model names itself:
+    ``model.no_weight_decay()`` is a set of names (timm's convention; tokens, position embeddings).
+    """
+    excepted = getattr(model, "no_weight_decay", None)
+    names = frozenset(excepted()) if callable(excepted) else frozenset()
+
+    def applies(name: str, parameter: Tensor) -> bool:
+        return parameter.ndim > 1 and not name.endswith("bias") and name not in names
+
+    return applies
 
 
 def moments(optimizer: Optimizer, params: Mapping[str, Tensor]) -> TensorDict:
@@ -142,7 +152,7 @@ class BoundOptimizer:
     def __init__(
         self,
         optimizer: Optimizer,
-        params: Mapping[str, torch.nn.Parameter],
+        params: Mapping[str, nn.Parameter],
         held: TensorDict,
         decay: Callable[[str, Tensor], bool],
     ) -> None:

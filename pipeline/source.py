@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +14,14 @@ from torch.utils.data import default_collate
 class Source(Protocol):
     """A finite, indexed set of examples that are fetched a batch at a time.
 
-    A source may also have ``locate(index) -> str``, which says where an example is kept (a path,
-    a row) and is quoted when that example cannot be read.
+    A source may also have
+
+    - ``locate(index) -> str``, which says where an example is kept (a path, a row) and is quoted
+      when that example cannot be read;
+    - ``fetch_augmented(index, keys) -> TensorDict``, which training calls instead of ``fetch``:
+      the examples under random changes that are cheaper or better made where they are read, such
+      as a crop of a large picture. All randomness comes from ``keys`` (``[B]`` int64, one for each
+      example and pass). What is cheap on a batch belongs in the task's ``view``.
     """
 
     def __len__(self) -> int:
@@ -100,16 +106,27 @@ class DatasetSource:
         )
 
 
-def fetch_batch(source: Source, index: Tensor) -> TensorDict:
+def augments(source: Source) -> bool:
+    """Whether a source changes its examples at random itself, in training."""
+    return hasattr(source, "fetch_augmented")
+
+
+def fetch_batch(source: Source, index: Tensor, keys: Tensor | None = None) -> TensorDict:
     """The examples at ``index`` with their indices in the batch, as the ``index`` entry.
+
+    Args:
+        source: where they are.
+        index: ``[B]`` int64.
+        keys: ``[B]`` int64, for a source that augments; None for the examples as they are.
 
     Raises:
         ExampleError: one of them cannot be fetched; it is found and named.
     """
+    fetch = source.fetch if keys is None else _augmented(source, index, keys)
     try:
-        batch = source.fetch(index)
+        batch = fetch(index)
     except Exception as error:
-        raise _culprit(source, index, error) from error
+        raise _culprit(fetch, source, index, error) from error
     if tuple(batch.batch_size) != (len(index),):
         raise ValueError(
             f"{type(source).__name__}.fetch returned a batch of size {list(batch.batch_size)} for "
@@ -124,11 +141,20 @@ def describe_example(source: Source, index: int) -> str:
     return f"example {index}" + (f" ({locate(index)})" if locate is not None else "")
 
 
-def _culprit(source: Source, index: Tensor, error: Exception) -> ExampleError:
+def _augmented(source: Source, index: Tensor, keys: Tensor) -> Callable[[Tensor], TensorDict]:
+    """Fetch as in training: each example under its own key, alone or in the batch."""
+    fetch: Callable[[Tensor, Tensor], TensorDict] = source.fetch_augmented  # type: ignore[attr-defined]
+    key_of = dict(zip(index.tolist(), keys.tolist(), strict=True))
+    return lambda some: fetch(some, torch.tensor([key_of[i] for i in some.tolist()]))
+
+
+def _culprit(
+    fetch: Callable[[Tensor], TensorDict], source: Source, index: Tensor, error: Exception
+) -> ExampleError:
     """Fetch one by one to find which example the batch failed on."""
     for i in index.tolist():
         try:
-            source.fetch(torch.tensor([i]))
+            fetch(torch.tensor([i]))
         except Exception as single:
             return ExampleError(
                 f"{describe_example(source, i)} cannot be fetched: "

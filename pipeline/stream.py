@@ -6,6 +6,7 @@ item through its threads. The mask is frozen while a stream is open, since it re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,8 @@ class Stream:
         batch_size: of all batches but the last.
         offset: indices to pass over.
         loading: workers, prefetching.
+        keys: index ``[B]`` -> ``[B]`` int64, under which a source that augments changes its
+            examples; None for the examples as they are.
 
     Iterating raises `ExampleError` for an example that cannot be fetched.
     """
@@ -123,13 +126,14 @@ class Stream:
         *,
         offset: int = 0,
         loading: Loading | None = None,
+        keys: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         loading = loading or Loading()
 
         def fetch(batch: Tensor) -> TensorDict | Exception:
             # Handed on and raised by the reader: raised here, torchdata would wrap it in a new one.
             try:
-                return fetch_batch(source, batch)
+                return fetch_batch(source, batch, None if keys is None else keys(batch))
             except (ExampleError, ValueError) as error:
                 return error
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
-from attent.pipeline.source import Source
+from attent.pipeline.source import Source, augments
 from attent.pipeline.stage import Stage
 from attent.pipeline.step import Compute, Seen, Step
 from attent.pipeline.stream import Loading, Stream, keyed_order
@@ -126,6 +126,7 @@ class _Trainer:
         self.task = task
         self.source = source
         self.optimizer = optimizer
+        self.decays = decays(task.model)
         self.clip = step.clip
         self.steps = steps
         self.observe = observe
@@ -150,7 +151,7 @@ class _Trainer:
         params, buffers = bind(self.task.model, state)
         if not all(module.training for module in self.task.model.modules()):
             self.task.model.train()  # which is slow
-        bound = BoundOptimizer(self.optimizer, params, branch(state, "optim"), decays)
+        bound = BoundOptimizer(self.optimizer, params, branch(state, "optim"), self.decays)
         books = _Books(state, self.observe)
         stream = self.streams.at(state, room)
         # What is known of the whole tick's examples at once: a call costs more than its numbers.
@@ -260,6 +261,17 @@ class _Books:
         tensor(self.state, "metrics", "train_loss").fill_(self._average)
 
 
+@dataclass(frozen=True)
+class _SourceKeys:
+    """The keys under which a source augments the examples of one pass."""
+
+    seed: int
+    passes: int
+
+    def __call__(self, index: Tensor) -> Tensor:
+        return view_keys(self.seed, index, purpose="source", passes=self.passes)
+
+
 class _OpenStream:
     """The stream of the present pass, kept open between ticks.
 
@@ -295,6 +307,7 @@ class _OpenStream:
                 self.batch_size,
                 offset=room.offset,
                 loading=self.loading,
+                keys=_SourceKeys(seed, passes) if augments(self.source) else None,
             )
         self._mask = mask
         self._at = ()  # not reusable until the tick ends well

@@ -19,6 +19,7 @@ from attent.pipeline.keyed import (
     mix,
     seed_global,
     uniform,
+    uniforms,
 )
 
 N = 100_000
@@ -107,6 +108,12 @@ def test_uniform_is_the_upper_53_bits(key, draw):
     expected = (slow_mix((key + draw * 0x9E3779B97F4A7C15) & WORD) >> 11) / 2**53
     assert uniform(torch.tensor(key), draw).item() == expected
     assert 0 <= expected < 1
+
+
+def test_uniforms_are_the_numbers_of_each_draw():
+    keys = example_keys(fold(0, "view"), torch.arange(7))
+    many = uniforms(keys, 5, start=3)
+    assert torch.equal(many, torch.stack([uniform(keys, draw) for draw in range(3, 8)], dim=1))
 
 
 def test_uniform_is_uniform():

@@ -138,6 +138,27 @@ def test_an_example_that_fails_is_the_readers_error(loading):
         next(stream)
 
 
+class Marked(Faulty):
+    """Augments: each example carries the key it was changed under."""
+
+    def fetch_augmented(self, index: torch.Tensor, keys: torch.Tensor) -> TensorDict:
+        return super().fetch(index).set("key", keys)
+
+
+@every_loading
+def test_a_source_that_augments_is_given_a_key_for_each_example(loading):
+    order = torch.tensor([3, 1, 4, 0, 2])
+    marked = list(Stream(Marked(5), order, 2, loading=loading, keys=lambda index: 10 * index))
+    assert torch.cat([batch["key"] for batch in marked]).tolist() == [30, 10, 40, 0, 20]
+    assert all("key" not in batch for batch in Stream(Marked(5), order, 2, loading=loading))
+
+
+def test_the_culprit_is_found_among_augmented_examples_too():
+    stream = Stream(Marked(5, bad=(4,)), torch.arange(5), 8, keys=lambda index: 10 * index)
+    with pytest.raises(ExampleError, match=r"example 4 \(photos/4.jpg\) cannot be fetched: OSErr"):
+        next(stream)
+
+
 @pytest.mark.parametrize("options", [{"workers": -1}, {"prefetch": -2}])
 def test_loading_is_not_negative(options):
     numbers = f"{options.get('workers', 0)} and {options.get('prefetch', 0)}"

@@ -20,9 +20,11 @@ from attent.pipeline import (
     initial_state,
     initialize,
     run,
+    score,
     sgd,
     soft,
     train,
+    uniform,
     warmup_cosine,
 )
 from attent.pipeline.keyed import all_global_generators, generator
@@ -76,10 +78,10 @@ def plain_loop(task, source, optimizer, order, batch_size, rate, budget):
 
 
 def groups(model, weight_decay):
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    named, decay = [(n, p) for n, p in model.named_parameters() if p.requires_grad], decays(model)
     return [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
+        {"params": [p for n, p in named if decay(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if not decay(n, p)], "weight_decay": 0.0},
     ]
 
 
@@ -223,10 +225,14 @@ def test_clipping_bounds_the_step():
 
 def test_decay_is_for_matrices_only():
     task = vit_task()
-    decayed = {name for name, p in trainable(task.model).items() if decays(name, p)}
+    decay = decays(task.model)
+    decayed = {name for name, p in trainable(task.model).items() if decay(name, p)}
     assert "blocks.0.attn.qkv.weight" in decayed
     assert "patch_embed.proj.weight" in decayed
     assert not any(name.endswith("bias") or "norm" in name for name in decayed)
+    # Not a vector, but timm's models name it as one that is not decayed.
+    assert task.model.pos_embed.ndim > 1
+    assert "pos_embed" not in decayed
 
 
 def test_frozen_parameters_and_buffers():
@@ -239,6 +245,40 @@ def test_frozen_parameters_and_buffers():
     # The module counts its training forwards in a buffer: the count is in the state.
     assert int(after["buffers", "calls"]) == 5
     assert int(state["buffers", "calls"]) == 0
+
+
+class Jittered:
+    """A source that changes its examples itself: x moved by a number of the example's key."""
+
+    def __init__(self) -> None:
+        self.plain = tiny_source()
+        self.fetch, self.asked = self.plain.fetch, []
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def fetch_augmented(self, index, keys):
+        self.asked += zip(index.tolist(), keys.tolist(), strict=True)
+        batch = self.plain.fetch(index)
+        batch["x"] = batch["x"] + uniform(keys)[:, None].float()
+        return batch
+
+
+def test_a_source_that_augments_does_so_in_training_alone():
+    task, source = TinyTask(), Jittered()
+    stage = tiny_train(task, source)
+    state = initialize(stage, budgeted(task, source))
+    after = run(stage, state)
+    first = dict(source.asked)
+    assert len(source.asked) == len(set(source.asked)) == 20  # a key for each example
+    state["clock", "passes"] = torch.tensor(1)
+    other = run(stage, state)
+    assert not {source.asked[i] for i in range(20, 40)} & set(first.items())  # others in each pass
+    assert not torch.equal(after["params", "linear.weight"], other["params", "linear.weight"])
+    measured = run(score(task, source), initialize(score(task, source), state))
+    assert len(source.asked) == 40
+    plain = run(score(task, tiny_source()), initialize(score(task, tiny_source()), state))
+    assert torch.equal(measured["scores", "loss"], plain["scores", "loss"])
 
 
 def test_observed_losses_are_those_of_the_training_forward():
