@@ -102,8 +102,8 @@ def decays(model: nn.Module) -> Callable[[str, Tensor], bool]:
     To matrices and filters, not to norms, biases and scales, nor to what the model names itself:
     ``model.no_weight_decay()`` is a set of names (timm's convention; tokens, position embeddings).
     """
-    excepted = getattr(model, "no_weight_decay", None)
-    names = frozenset(excepted()) if callable(excepted) else frozenset()
+    excepted: Any = getattr(model, "no_weight_decay", None)
+    names = frozenset() if excepted is None else frozenset(excepted())
 
     def applies(name: str, parameter: Tensor) -> bool:
         return parameter.ndim > 1 and not name.endswith("bias") and name not in names

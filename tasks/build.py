@@ -1,15 +1,15 @@
-"""From options to what a run is made of: task, sources, graph, plan."""
+"""From options to what a run is made of: what every command shares."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 
-from attent.models.vit import build_vit, input_size, normalization
 from attent.pipeline import (
     Loading,
     Optimizer,
@@ -18,7 +18,7 @@ from attent.pipeline import (
     Source,
     Stage,
     Step,
-    TensorSource,
+    Task,
     adamw,
     attent_complex,
     attent_simple,
@@ -40,12 +40,7 @@ from attent.pipeline import (
     warmup_cosine,
 )
 from attent.pipeline.keyed import all_global_generators, fold
-from attent.pipeline.source import fetch_batch
-from attent.tasks.classification import Augment, Classification
-from attent.tasks.config import ClassifyConfig, ConfigError, observed_signal
-from attent.tasks.data.digits import digits
-from attent.tasks.data.folder import ImageFolder
-from attent.tasks.data.npz import npz
+from attent.tasks.config import ConfigError, observed_signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +54,15 @@ class Run:
         tick: the graph.
         plan: its arithmetic.
         state: before the first tick.
-        best: the metric by which the best checkpoint is kept.
         signal: which scores are recorded; None if there are none.
     """
 
-    task: Classification
+    task: Task
     source: Source
     held_out: Source
     tick: Stage
     plan: Plan
     state: TensorDict
-    best: str
     signal: str | None
 
 
@@ -86,26 +79,31 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_classify(config: ClassifyConfig) -> Run:
-    """Everything `attent classify` needs, checked before any training.
+def seeded(config: Any, make: Callable[[], nn.Module]) -> nn.Module:
+    """A model, its initial weights a function of the run's seed, on the run's device."""
+    with all_global_generators(fold(config.seed, "model")):
+        return make().to(device_of(config.device))
+
+
+def assemble(config: Any, task: Task, source: Source, held_out: Source) -> Run:
+    """The graph of a command's options, checked before any training.
+
+    Args:
+        config: with the options of selection, training and run.
+        task: what is learned, its model on the run's device.
+        source: the training examples.
+        held_out: the examples it is measured on.
 
     Raises:
         ValueError: what the options ask for cannot be; the message says why.
     """
-    device = device_of(config.device)
-    source, held_out, num_classes = _data(config)
-    task = Classification(
-        _model(config, source, num_classes).to(device),
-        num_classes,
-        label_smoothing=config.label_smoothing,
-        augment=Augment(shift=config.shift, flip=config.flip),
-    )
     observe = observed_signal(config)
-    loading = Loading(workers=config.workers, pin_memory=device.type == "cuda")
+    pin = device_of(config.device).type == "cuda"
+    loading = Loading(workers=config.workers, pin_memory=pin)
     stage = train(
         task,
         source,
-        optimizer=_optimizer(config),
+        optimizer=optimizer_of(config),
         step=Step(
             batch_size=config.batch_size,
             accumulate=config.accumulate,
@@ -117,99 +115,54 @@ def build_classify(config: ClassifyConfig) -> Run:
         observe=observe or False,
         loading=loading,
     )
-    measure = evaluate(task, held_out, loading=loading)
+    measure = evaluate(task, held_out, batch_size=config.score_batch_size, loading=loading)
     tick = _recipe(config, task, source, stage, measure, loading)
     state = initial_state(task, source, seed=config.seed)
     validate(tick, state)
-    state = initialize(tick, state)
     asks_scores = config.method != "full" and config.selection_strategy != "random"
-    signal = (observe or config.signal) if asks_scores else None
     return Run(
         task=task,
         source=source,
         held_out=held_out,
         tick=tick,
         plan=plan_of(tick),
-        state=state,
-        best="val_accuracy",
-        signal=signal,
+        state=initialize(tick, state),
+        signal=(observe or config.signal) if asks_scores else None,
     )
 
 
-def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
-    """The training and the held-out examples.
+def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
+    """Refuse labels that no class has.
+
+    Args:
+        labels: ``[N]`` integers.
+        num_classes: K.
+        split: what the examples are called in the message.
 
     Raises:
-        ValueError: no such data, or not in the form expected.
+        ConfigError: names the first such example.
     """
-    if config.data == "digits":
-        return digits(config.held_out, seed=config.seed)
-    path = Path(config.data)
-    if path.suffix == ".npz" and path.is_file():
-        return npz(path, config.held_out, seed=config.seed)
-    if path.is_dir():
-        size = config.image_size or (input_size(config.model) or (3, 224))[1]
-        mean, deviation = normalization(config.model)
-        source = ImageFolder(path / "train", size=size, mean=mean, deviation=deviation)
-        held_out = ImageFolder(
-            path / "val", size=size, classes=source.classes, mean=mean, deviation=deviation
-        )
-        return source, held_out
-    raise ConfigError(
-        f"data: there is no {path}; it is 'digits', a folder of {{train,val}}/CLASS/IMAGE, or an "
-        ".npz file of images and labels"
-    )
-
-
-def _data(config: ClassifyConfig) -> tuple[Source, Source, int]:
-    source, held_out = load_data(config)
-    labels = [_labels(part) for part in (source, held_out)]
-    found = 1 + max(int(part.max()) for part in labels)
-    num_classes = config.num_classes or found
-    for name, part in zip(("training", "held-out"), labels, strict=True):
-        bad = (part < 0) | (part >= num_classes)
-        if bool(bad.any()):
-            first = int(bad.nonzero()[0])
-            raise ConfigError(
-                f"labels out of range: {name} example {first} has label {int(part[first])}; with "
-                f"num_classes {num_classes} labels are 0 to {num_classes - 1} "
-                f"({int(bad.sum())} examples are out of range)"
-            )
-    return source, held_out, num_classes
-
-
-def _labels(source: Source) -> torch.Tensor:
-    return source.fields["label"] if isinstance(source, TensorSource) else source.labels  # type: ignore[attr-defined]
-
-
-def _model(config: ClassifyConfig, source: Source, num_classes: int) -> nn.Module:
-    image = fetch_batch(source, torch.tensor([0]))["image"]
-    channels, height, width = image.shape[1:]
-    if height != width:
-        raise ConfigError(f"images are {height} x {width}; they must be square")
-    made_for = input_size(config.model)
-    resize = made_for is not None and made_for[1] != height
-    with all_global_generators(fold(config.seed, "model")):
-        return build_vit(
-            config.model,
-            num_classes=num_classes,
-            in_chans=channels,
-            img_size=height if resize else None,
-            drop_path_rate=config.drop_path,
-            pretrained=config.pretrained,
-            model_args=config.model_args,
+    bad = (labels < 0) | (labels >= num_classes)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise ConfigError(
+            f"labels out of range: {split} example {first} has label {int(labels[first])}; with "
+            f"num_classes {num_classes} labels are 0 to {num_classes - 1} "
+            f"({int(bad.sum())} examples are out of range)"
         )
 
 
-def _optimizer(config: ClassifyConfig) -> Optimizer:
+def optimizer_of(config: Any) -> Optimizer:
+    """The optimiser and its schedule that the options name."""
     share = 0.05 if config.warmup_epochs is None else config.warmup_epochs / config.epochs
-    lr = warmup_cosine(config.lr, warmup=share, floor=config.min_lr)
+    lr = warmup_cosine(config.peak_lr, warmup=share, floor=config.min_lr)
     if config.optimizer == "sgd":
         return sgd(lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return adamw(lr, weight_decay=config.weight_decay)
+    first, second = config.betas
+    return adamw(lr, weight_decay=config.weight_decay, betas=(first, second))
 
 
-def rule_of(config: ClassifyConfig) -> Rule:
+def rule_of(config: Any) -> Rule:
     """The selection rule the options name."""
     if config.selection_strategy == "soft":
         return soft(config.gumbel_temperature, config.soft_normalization)
@@ -217,12 +170,7 @@ def rule_of(config: ClassifyConfig) -> Rule:
 
 
 def _recipe(
-    config: ClassifyConfig,
-    task: Classification,
-    source: Source,
-    stage: Stage,
-    measure: Stage,
-    loading: Loading,
+    config: Any, task: Task, source: Source, stage: Stage, measure: Stage, loading: Loading
 ) -> Stage:
     every = config.eval_every
     if config.method == "full":
@@ -254,6 +202,7 @@ def _recipe(
         accounting=config.budget,
         signal=config.signal,
         observed=config.scores == "observed",
+        score_batch_size=config.score_batch_size,
         chunk=config.score_chunk,
         # A scoring tick forwards as many examples as a training tick, so that an interrupt, the
         # bar and a checkpoint wait no longer for it.

@@ -1,4 +1,4 @@
-"""The command line: ``attent classify | resume | report | plan``."""
+"""The command line: ``attent classify | plan | resume | report``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.console import Console
 from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
 from attent.pipeline.stream import num_batches
-from attent.tasks.config import did_you_mean, explain, without_effect
+from attent.tasks.config import did_you_mean, explain, key_lines, without_effect
 
 _console = Console(stderr=True)
 
@@ -31,7 +32,7 @@ def say(message: str) -> None:
 
 def parser() -> ArgumentParser:
     """The whole command line."""
-    from attent.tasks.run import COMMANDS
+    from attent.tasks.commands import COMMANDS
 
     top = ArgumentParser(
         prog="attent",
@@ -40,16 +41,18 @@ def parser() -> ArgumentParser:
         description="Train on the examples worth learning from.",
     )
     commands = top.add_subcommands(required=True, dest="command")
-    for name, (config, _) in COMMANDS.items():
-        what = (config.__doc__ or name).splitlines()[0]
-        sub = _training_parser(config, f"{what} Flags win over the file.")
-        commands.add_subcommand(name, sub, help=what.lower().rstrip("."))
-    plan = _training_parser(
-        COMMANDS["classify"][0],
-        "Print what a run would do and cost, without running it.",
-        positional=True,
+    # Only for its help: `main` parses a plan as the command that it is a plan of.
+    plan = ArgumentParser(
+        exit_on_error=False,
+        usage="attent plan [COMMAND] [CONFIG] [options of COMMAND]",
+        description="Print what a run would do and cost, without running it. COMMAND is "
+        f"{', '.join(COMMANDS)}; left out, it is the one whose options the file CONFIG holds.",
     )
     commands.add_subcommand("plan", plan, help="print steps, cost and expected saving of a run")
+    for name, command in COMMANDS.items():
+        title = (command.config.__doc__ or name).splitlines()[0]
+        sub = _training_parser(command.config, f"{title} Flags win over the file.")
+        commands.add_subcommand(name, sub, help=title.lower().rstrip("."))
     sub = ArgumentParser(exit_on_error=False, description="Go on with an interrupted run.")
     sub.add_argument("run", type=str, help="the run folder")
     sub.add_argument(
@@ -72,13 +75,9 @@ def parser() -> ArgumentParser:
     return top
 
 
-def _training_parser(config: type, description: str, *, positional: bool = False) -> ArgumentParser:
+def _training_parser(config: type, description: str) -> ArgumentParser:
     sub = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
     sub.add_argument("--config", action="config", help="a YAML file of the options below")
-    if positional:
-        sub.add_argument(
-            "config_file", type=str | None, nargs="?", default=None, help="the same as --config"
-        )
     sub.add_class_arguments(config)
     return sub
 
@@ -89,22 +88,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: wrong input, explained in a line or two. 130: interrupted, saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["plan"] and len(argv) > 1 and not argv[1].startswith("-"):
-        argv[1:2] = ["--config", argv[1]]
-    argv = _files_first(argv)
     warnings.showwarning = _show_warning
     try:
+        planning, argv = rewritten(argv)
         try:
             parsed = parser().parse_args(argv)
         except argparse.ArgumentError as error:
             raise ValueError(_readable(str(error), argv)) from error
-        return _COMMANDS[parsed.command](parsed[parsed.command])
+        given = parsed[parsed.command]
+        if planning:
+            return _plan(given, parsed.command)
+        if parsed.command in _OTHERS:
+            return _OTHERS[parsed.command](given)
+        return _train(given, parsed.command)
     except ValueError as error:
         say("error: " + explain(str(error), argv))
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         say("stopped at once; what was saved last is whole: attent resume RUN goes on from there")
         return EXIT_INTERRUPTED
+
+
+def rewritten(argv: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether a plan is asked for, and the command line as the parser wants it.
+
+    ``plan [COMMAND] [FILE]`` is the command line of that COMMAND.
+    """
+    from attent.tasks.commands import COMMANDS
+
+    if list(argv[:1]) != ["plan"] or list(argv[1:]) in (["--help"], ["-h"]):
+        return False, _files_first(list(argv))
+    named = argv[1] if argv[1:] and argv[1] in COMMANDS else None
+    rest = list(argv[2:] if named else argv[1:])
+    if rest and not rest[0].startswith("-"):
+        rest = ["--config", *rest]
+    files = [word.partition("=")[2] for word in rest if word.startswith("--config=")]
+    files += [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config"]
+    return True, _files_first([named or _command_of(files), *rest])
+
+
+def _command_of(files: Sequence[str]) -> str:
+    """The command whose options all keys of the files are; the first of those that fit."""
+    from attent.tasks.commands import COMMANDS
+
+    keys = {key for file in files if Path(file).is_file() for key in key_lines(Path(file))}
+    known = {
+        name: {field.name for field in dataclasses.fields(command.config)}
+        for name, command in COMMANDS.items()
+    }
+    # The one that knows most of them, so that its error names the key that is wrong.
+    return max(known, key=lambda name: len(keys & known[name]))
 
 
 def _files_first(argv: list[str]) -> list[str]:
@@ -126,9 +159,9 @@ def _show_warning(message: Warning | str, category: type, filename: str, *rest: 
 
 
 def _options() -> list[str]:
-    from attent.tasks.run import COMMANDS
+    from attent.tasks.commands import COMMANDS
 
-    return [f.name for config, _ in COMMANDS.values() for f in dataclasses.fields(config)]
+    return [f.name for command in COMMANDS.values() for f in dataclasses.fields(command.config)]
 
 
 def _readable(message: str, argv: Sequence[str]) -> str:
@@ -139,6 +172,12 @@ def _readable(message: str, argv: Sequence[str]) -> str:
     message = message.replace("<unicode string>", files[-1] if files else "the command line")
     message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
     message = message.replace("typing.Literal", "one of ").replace("<class '", "").replace("'>", "")
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*"
+        r"Given value type: \S+ Given value: ",
+        lambda match: f"Expected {_alternatives(match[1])}. Got value: ",
+        message,
+    )
     unknown = re.search(
         r"[Uu]nrecognized arguments?: (.*)|does not accept option '([^']+)'", message
     )
@@ -157,21 +196,27 @@ def _readable(message: str, argv: Sequence[str]) -> str:
     return message
 
 
-def _config_of(parsed: Namespace, command: str) -> object:
-    from attent.tasks.run import COMMANDS
+def _alternatives(subtypes: str) -> str:
+    """Types as jsonargparse names them, for people: ``float, NoneType`` -> ``a float or null``."""
+    names = [re.sub(r"\w+\.", "", name) for name in re.split(r", (?![^\[]*\])", subtypes)]
+    return " or ".join("null" if name == "NoneType" else f"a {name}" for name in names)
 
-    kind = COMMANDS[command][0]
+
+def _config_of(parsed: Namespace, command: str) -> object:
+    from attent.tasks.commands import COMMANDS
+
+    kind = COMMANDS[command].config
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: parsed[name] for name in names})
 
 
-def _classify(parsed: Namespace) -> int:
+def _train(parsed: Namespace, command: str) -> int:
     from attent.tasks.run import start
 
-    config = _config_of(parsed, "classify")
-    for warning in without_effect(config):  # type: ignore[arg-type]
+    config = _config_of(parsed, command)
+    for warning in without_effect(config):
         say(f"warning: {warning}")
-    return _finish(*start("classify", config, say))
+    return _finish(*start(command, config, say))
 
 
 def _resume(parsed: Namespace) -> int:
@@ -182,14 +227,16 @@ def _resume(parsed: Namespace) -> int:
 
 def _finish(state: object, folder: object) -> int:
     from attent.pipeline.fit import finished
+    from attent.tasks.commands import COMMANDS
     from attent.tasks.report.page import write_report
 
     if not finished(state):  # type: ignore[arg-type]
         say(f"stopped and saved; go on with: attent resume {folder.path}")  # type: ignore[attr-defined]
         return EXIT_INTERRUPTED
-    accuracy = find(state, ("metrics", "val_accuracy"))  # type: ignore[arg-type]
-    if accuracy is not None:
-        say(f"held-out accuracy {float(accuracy):.2%}")  # type: ignore[arg-type]
+    measure = COMMANDS[folder.load_config()[0]].measures[0]  # type: ignore[attr-defined]
+    value = find(state, ("metrics", measure.metric))  # type: ignore[arg-type]
+    if value is not None:
+        say(f"{measure.title} {measure.text(float(value))}")  # type: ignore[arg-type]
     page = write_report([folder], None)  # type: ignore[list-item]
     say(f"run folder {folder.path}\nreport {page}")  # type: ignore[attr-defined]
     return 0
@@ -204,11 +251,11 @@ def _report(parsed: Namespace) -> int:
     return 0
 
 
-def _plan(parsed: Namespace) -> int:
-    from attent.tasks.build import build_classify
+def _plan(parsed: Namespace, command: str) -> int:
+    from attent.tasks.commands import COMMANDS
 
-    config = _config_of(parsed, "classify")
-    run = build_classify(config)  # type: ignore[arg-type]
+    config = _config_of(parsed, command)
+    run = COMMANDS[command].build(config, initial=False)
     params = sum(value.numel() * value.element_size() for value in run.state["params"].values())
     held = sum(v.numel() * v.element_size() for v in run.state.flatten_keys().values())
     sys.stdout.write(plan_text(run.plan, config.batch_size))  # type: ignore[attr-defined]
@@ -216,7 +263,7 @@ def _plan(parsed: Namespace) -> int:
         f"state in memory and in each checkpoint: {held / 2**20:.1f} MiB, of which parameters "
         f"{params / 2**20:.1f} MiB\n"
     )
-    for warning in [*without_effect(config), *run.plan.warnings()]:  # type: ignore[arg-type]
+    for warning in [*without_effect(config), *run.plan.warnings()]:
         say(f"warning: {warning}")
     return 0
 
@@ -255,11 +302,9 @@ def plan_text(plan: Plan, batch_size: int) -> str:
     )
 
 
-_COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    "classify": _classify,
+_OTHERS: dict[str, Callable[[Namespace], int]] = {
     "resume": _resume,
     "report": _report,
-    "plan": _plan,
 }
 
 if __name__ == "__main__":

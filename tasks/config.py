@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -50,6 +50,7 @@ class SelectionConfig:
         budget: what epochs counts. examples: epochs * N examples are trained on, a pass over a
             subset counts its own size. passes (as published): a pass over a subset counts as an
             epoch, so that fewer examples are trained on.
+        score_batch_size: examples in one forward of scoring and of evaluation.
         score_chunk: examples that vmap maps at once (vmap_grad_norm); less needs less memory.
     """
 
@@ -68,6 +69,7 @@ class SelectionConfig:
     scores: Literal["fresh", "observed"] = "fresh"
     attent_ratio: float = 0.7
     budget: Literal["examples", "passes"] = "examples"
+    score_batch_size: int = 256
     score_chunk: int = 32
 
 
@@ -79,11 +81,14 @@ class TrainingConfig:
         epochs: the budget; see the option budget.
         batch_size: examples in an optimiser step.
         optimizer: by torch.
-        lr: peak learning rate, above 0.
+        lr: peak learning rate, above 0; null for blr * batch_size / 256.
+        blr: peak learning rate of a batch of 256; for batches of other sizes in proportion.
         min_lr: learning rate at the end of the budget.
         warmup_epochs: over this many of the epochs, as a share of the budget, the learning rate
             rises from 0; null for a twentieth of them.
-        weight_decay: at least 0; not applied to norms and biases.
+        weight_decay: at least 0; not applied to norms, biases, and tables such as position
+            embeddings and tokens.
+        betas: of optimizer adamw, two numbers in [0, 1).
         momentum: of optimizer sgd, in [0, 1).
         clip: largest norm of the gradient; null for no clipping.
         accumulate: parts a batch is cut into, to save memory.
@@ -94,15 +99,25 @@ class TrainingConfig:
     epochs: int = 100
     batch_size: int = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    lr: float | None = 1e-3
+    blr: float | None = None
     min_lr: float = 0.0
     warmup_epochs: float | None = None
     weight_decay: float = 0.05
+    betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.9
     clip: float | None = None
     accumulate: int = 1
     bf16: bool = False
     compile: bool = False
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate: ``lr``, or what ``blr`` makes of the batch size."""
+        if self.lr is not None:
+            return self.lr
+        assert self.blr is not None  # `check_shared` has seen to it
+        return self.blr * self.batch_size / 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,41 +150,6 @@ class RunConfig:
     progress: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
-    """Train an image classifier.
-
-    Args:
-        data: digits (carried by scikit-learn), a folder of {train,val}/CLASS/IMAGE, or an .npz file
-            of images [N, H, W] or [N, H, W, C] and labels [N].
-        held_out: share held out of digits and .npz data, in (0, 1).
-        num_classes: null counts them.
-        image_size: side in pixels that images of a folder are resized to; null for the model's.
-        model: vit_digits, or any model of timm.
-        model_args: further arguments of the model.
-        pretrained: load timm's weights.
-        drop_path: stochastic depth, in [0, 1).
-        label_smoothing: share of the target spread over all classes, in [0, 1).
-        shift: augmentation: largest translation in pixels.
-        flip: augmentation: probability of a horizontal flip.
-    """
-
-    data: str = "digits"
-    held_out: float = 0.2
-    num_classes: int | None = None
-    image_size: int | None = None
-    model: str = "vit_digits"
-    model_args: dict[str, Any] | None = None
-    pretrained: bool = False
-    drop_path: float = 0.0
-    label_smoothing: float = 0.0
-    shift: int = 0
-    flip: float = 0.0
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
 # Options that say how a run is carried out, not what comes out: free to change on resume.
 RUNTIME = frozenset(
     {
@@ -185,8 +165,8 @@ RUNTIME = frozenset(
 )
 
 
-def check(config: ClassifyConfig) -> None:
-    """Refuse values out of range.
+def check_shared(config: Any) -> None:
+    """Refuse values out of range, of the options that every command has.
 
     What only one part knows (a plan that does not fit, a model that does not exist) that part
     refuses.
@@ -197,27 +177,35 @@ def check(config: ClassifyConfig) -> None:
     _check_types(config)
     at_least_one = (
         "initial_interval", "max_interval", "total_cycles", "epochs", "batch_size", "accumulate",
-        "steps_per_tick", "keep", "score_chunk",
+        "steps_per_tick", "keep", "score_chunk", "score_batch_size",
     )  # fmt: skip
     for name in ("initial_ratio", "final_ratio", "attent_ratio"):
-        _need(config, name, lambda v: 0 < v <= 1, "in (0, 1]")
+        need(config, name, lambda v: 0 < v <= 1, "in (0, 1]")
     for name in at_least_one:
-        _need(config, name, lambda v: v >= 1, "at least 1")
-    for name in ("gumbel_temperature", "lr", "eval_every", "save_every"):
-        _need(config, name, lambda v: 0 < v < float("inf"), "above 0")
-    for name in ("weight_decay", "min_lr", "shift", "workers"):
-        _need(config, name, lambda v: v >= 0, "at least 0")
-    for name in ("label_smoothing", "drop_path", "momentum"):
-        _need(config, name, lambda v: 0 <= v < 1, "in [0, 1)")
-    _need(config, "held_out", lambda v: 0 < v < 1, "in (0, 1)")
-    _need(config, "flip", lambda v: 0 <= v <= 1, "in [0, 1]")
-    _need(config, "warmup_epochs", lambda v: v is None or v >= 0, "at least 0, or null")
-    _need(config, "clip", lambda v: v is None or v > 0, "above 0, or null")
-    for name in ("image_size", "threads"):
-        _need(config, name, lambda v: v is None or v >= 1, "at least 1, or null")
-    _need(config, "num_classes", lambda v: v is None or v >= 2, "at least 2, or null")
-    if config.min_lr > config.lr:
-        raise ConfigError(f"min_lr ({config.min_lr}) is above lr ({config.lr})")
+        need(config, name, lambda v: v >= 1, "at least 1")
+    for name in ("gumbel_temperature", "eval_every", "save_every"):
+        need(config, name, lambda v: 0 < v < float("inf"), "above 0")
+    for name in ("lr", "blr"):
+        need(config, name, lambda v: v is None or 0 < v < float("inf"), "above 0, or null")
+    for name in ("weight_decay", "min_lr", "workers"):
+        need(config, name, lambda v: v >= 0, "at least 0")
+    need(config, "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
+    two = "two numbers in [0, 1)"
+    need(config, "betas", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v), two)
+    need(config, "warmup_epochs", lambda v: v is None or v >= 0, "at least 0, or null")
+    need(config, "clip", lambda v: v is None or v > 0, "above 0, or null")
+    need(config, "threads", lambda v: v is None or v >= 1, "at least 1, or null")
+    _check_together(config)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise ConfigError(f"device is auto, cpu, cuda or cuda:N, not {config.device!r}")
+
+
+def _check_together(config: Any) -> None:
+    """Refuse values that contradict each other."""
+    if config.lr is None and config.blr is None:
+        raise ConfigError("lr and blr are both null; give one of them")
+    if config.min_lr > config.peak_lr:
+        raise ConfigError(f"min_lr ({config.min_lr}) is above lr ({config.peak_lr})")
     if config.warmup_epochs is not None and config.warmup_epochs >= config.epochs:
         raise ConfigError(
             f"warmup_epochs ({config.warmup_epochs:g}) must be below epochs ({config.epochs})"
@@ -233,8 +221,6 @@ def check(config: ClassifyConfig) -> None:
         and config.signal not in ("loss", "grad_norm")
     ):
         raise ConfigError(f"scores: observed records loss or grad_norm; signal is {config.signal}")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        raise ConfigError(f"device is auto, cpu, cuda or cuda:N, not {config.device!r}")
 
 
 def _check_types(config: Any) -> None:
@@ -255,6 +241,8 @@ def _is_a(value: Any, accepted: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if accepted is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(accepted) is list:
+        return isinstance(value, list) and all(_is_a(v, get_args(accepted)[0]) for v in value)
     return isinstance(value, get_origin(accepted) or accepted)
 
 
@@ -262,17 +250,39 @@ def _type_name(accepted: Any) -> str:
     if get_origin(accepted) is Literal:
         return "one of " + ", ".join(map(repr, get_args(accepted)))
     names = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+    if get_origin(accepted) is list:
+        return f"a list, each {_type_name(get_args(accepted)[0])}"
     return names.get(accepted, "null" if accepted is type(None) else "a mapping")
 
 
-def _need(config: ClassifyConfig, name: str, holds: Any, accepted: str) -> None:
+def need(config: Any, name: str, holds: Callable[[Any], bool], accepted: str) -> None:
+    """Refuse an option's value where ``holds`` is false.
+
+    Raises:
+        ConfigError: names the option, its value and what is accepted.
+    """
     value = getattr(config, name)
     if not holds(value):
         raise ConfigError(f"{name} must be {accepted}, got {value}")
 
 
-def without_effect(config: ClassifyConfig) -> list[str]:
-    """A warning for each option that was changed from its default but does nothing here."""
+def without_effect(config: Any) -> list[str]:
+    """A warning for each option that was changed from its default but does nothing here.
+
+    Args:
+        config: may have a method ``idle() -> {option: why}`` for the options of its own command.
+    """
+    idle = _idle(config) | getattr(config, "idle", dict)()
+    defaults = type(config)()
+    return [
+        f"{name} = {getattr(config, name)} has no effect: {why}"
+        for name, why in idle.items()
+        if getattr(config, name) != getattr(defaults, name)
+    ]
+
+
+def _idle(config: Any) -> dict[str, str]:
+    """The options that do nothing, of those that every command has, and why."""
     complex_only = {
         "initial_ratio", "final_ratio", "ratio_schedule", "initial_interval", "max_interval",
         "interval_schedule", "total_cycles", "signal", "scores", "budget",
@@ -294,19 +304,13 @@ def without_effect(config: ClassifyConfig) -> list[str]:
         idle |= {"signal": why, "scores": why}
     elif config.signal != "vmap_grad_norm" or config.method != "attent_complex":
         idle["score_chunk"] = "only signal vmap_grad_norm maps by vmap"
-    if config.data == "digits" or config.data.endswith(".npz"):
-        kind = "digits" if config.data == "digits" else ".npz"
-        idle["image_size"] = f"{kind} data keep their size"
-    else:
-        idle["held_out"] = "a folder has its own val split"
     if config.optimizer != "sgd":
         idle["momentum"] = f"optimizer is {config.optimizer}"
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    return [
-        f"{name} = {getattr(config, name)} has no effect: {why}"
-        for name, why in idle.items()
-        if getattr(config, name) != defaults[name]
-    ]
+    if config.optimizer != "adamw":
+        idle["betas"] = f"optimizer is {config.optimizer}"
+    if config.lr is not None:
+        idle["blr"] = "lr is set"
+    return idle
 
 
 def observed_signal(config: SelectionConfig) -> Literal["loss", "grad_norm"] | None:

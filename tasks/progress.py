@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from attent.pipeline.keys import has, number, tensor
 from attent.pipeline.observers import Observer, Reason, saving
 from attent.pipeline.plan import Plan
+from attent.tasks.commands import Measure
 
 WIDE = 110
 """Columns of a terminal from which on there is room for a bar beside the numbers."""
@@ -24,13 +25,13 @@ class ProgressBar(Observer):
 
     Args:
         plan: tells how many cycles there are.
-        metric: the metric shown.
+        measure: the held-out figure shown.
         console: where to; standard error by default.
     """
 
-    def __init__(self, plan: Plan, metric: str, console: Console | None = None) -> None:
+    def __init__(self, plan: Plan, measure: Measure, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.metric = metric
+        self.measure = measure
         self.cycles = 1 + max(phase.cycle for phase in plan.phases)
         line = "{task.fields[cycle]}  {task.percentage:3.0f}% {task.fields[numbers]}"
         columns: list[ProgressColumn] = [
@@ -81,7 +82,7 @@ class ProgressBar(Observer):
 
     @property
     def _step_entry(self) -> str:
-        return self.metric.split("_")[0] + "_step"
+        return self.measure.metric.split("_")[0] + "_step"
 
     def _fields(self, state: TensorDict) -> dict[str, str]:
         cycle, seen = number(state, "clock", "cycle"), number(state, "clock", "seen")
@@ -92,7 +93,7 @@ class ProgressBar(Observer):
         parts = [
             f"ratio {selected:.2f}",
             f"loss {_figure(state, 'train_loss')}",
-            f"{self.metric.split('_', 1)[1]} {_figure(state, self.metric)}",
+            f"{self.measure.short} {_figure(state, self.measure.metric)}",
             f"saved {saving(state):.0%}",
             f"{rate:,.0f} ex/s",
             f"{_minutes(left)} left",

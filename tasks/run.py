@@ -43,14 +43,15 @@ from attent.pipeline import (
 from attent.pipeline.checkpoint import CheckpointError, write_atomically
 from attent.pipeline.fit import finished
 from attent.pipeline.observers import read_log
-from attent.tasks.build import Run, build_classify
-from attent.tasks.config import RUNTIME, ClassifyConfig, ConfigError, as_dict, from_dict
+from attent.tasks.build import Run
+from attent.tasks.commands import COMMANDS
+from attent.tasks.config import RUNTIME, ConfigError, as_dict, from_dict
 from attent.tasks.progress import ProgressBar
 
 Say = Callable[[str], None]
 
-COMMANDS = {"classify": (ClassifyConfig, build_classify)}
-"""Each training command: its options and what builds its run."""
+NAMED_DATA = frozenset({"digits", "scenes", "photos"})
+"""Data that come with a package, and are no paths."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class RunFolder:
         command = values.pop("command", None) if isinstance(values, dict) else None
         if command not in COMMANDS:
             raise ConfigError(f"{self.config} names no known command, but {command!r}")
-        return command, from_dict(COMMANDS[command][0], values, str(self.config))
+        return command, from_dict(COMMANDS[command].config, values, str(self.config))
 
 
 def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
@@ -110,10 +111,10 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
         ValueError: what the options ask for cannot be.
     """
     _set_threads(config)
-    if config.data != "digits" and Path(config.data).exists():
+    if config.data not in NAMED_DATA and Path(config.data).exists():
         # The run may be resumed and reported from another directory.
         config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
-    run = COMMANDS[command][1](config)
+    run = COMMANDS[command].build(config)
     for warning in run.plan.warnings():
         say(f"warning: {warning}")
     folder = RunFolder(_new_folder(command, config))
@@ -151,13 +152,13 @@ def resume(
     with _only_one(folder):
         if not store.steps() and not read_log(folder.log):
             # Killed before its first checkpoint: there is nothing to lose by starting anew.
-            run = COMMANDS[command][1](config)
+            run = COMMANDS[command].build(config)
             say(f"starting {folder.path}: it was stopped before anything was saved")
             return _go_on(command, config, run, run.state, folder, say), folder
         saved, about, origin = store.load_last(allow_previous=allow_previous)
         _same_run(command, config, about, folder)
         _same_environment(folder, say)
-        run = COMMANDS[command][1](config)
+        run = COMMANDS[command].build(config, initial=False)
         if about["task"] != run.task.name:
             raise CheckpointError(
                 f"{origin} is of the task {about['task']!r}, the run of {run.task.name!r}"
@@ -174,6 +175,7 @@ def resume(
 def _go_on(
     command: str, config: Any, run: Run, state: TensorDict, folder: RunFolder, say: Say
 ) -> TensorDict:
+    best = COMMANDS[command].measures[0]
     observers: list[Observer] = [
         JsonLog(folder.log),
         Selections(folder.selections, signal=run.signal),
@@ -181,11 +183,12 @@ def _go_on(
             CheckpointFolder(folder.checkpoints, keep=config.keep),
             every=max(1, round(config.save_every * run.plan.num_examples)),
             about={"command": command, "task": run.task.name, "options": _result_options(config)},
-            best=run.best,
+            best=best.metric,
+            larger_is_better=best.larger_is_better,
         ),
     ]
     if config.progress:
-        observers.insert(0, ProgressBar(run.plan, run.best))
+        observers.insert(0, ProgressBar(run.plan, best))
     state = fit(run.tick, state, observers=observers, donate=True)
     if finished(state):
         export_weights(state, folder.weights)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attent.tasks.cli import parser
+from attent.tasks.cli import parser, rewritten
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -38,8 +38,7 @@ def test_commands_are_understood(monkeypatch):
     ours = [words[1:] for words in commands if words and words[0] == "attent"]
     assert {words[0] for words in ours} == {"classify", "plan", "resume", "report"}
     for words in ours:
-        if words[0] == "plan":
-            words[1:1] = ["--config"]
+        _, words = rewritten(words)
         assert parser().parse_args(words).command == words[0]
 
 

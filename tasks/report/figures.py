@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tensordict import TensorDict
 
 from attent.pipeline.source import Source
+from attent.tasks.commands import Measure
 from attent.tasks.config import observed_signal
 from attent.tasks.report.history import History, Selection
+
+Thumbnails = Callable[[TensorDict], Sequence[tuple[torch.Tensor, str]]]
 
 COLORS = ["#3b6fb6", "#d1662f", "#3d9a6b", "#8d5bb0", "#b8324e", "#6b6b6b"]
 STYLE: dict[Any, Any] = {
@@ -28,7 +32,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def learning_curves(runs: Sequence[History]) -> Figure:
+def learning_curves(runs: Sequence[History], measure: Measure) -> Figure:
     """Training loss and held-out quality, against examples trained on and against seconds."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 5.6), layout="constrained")
@@ -36,7 +40,7 @@ def learning_curves(runs: Sequence[History]) -> Figure:
         against = [("seen", "examples trained on"), ("seconds", "seconds")]
         rows = [
             ("train_loss", "training loss (running mean)"),
-            ("val_accuracy", "held-out accuracy"),
+            (measure.metric, measure.title),
         ]
         for i, (metric, metric_name) in enumerate(rows):
             for j, (entry, entry_name) in enumerate(against):
@@ -44,7 +48,7 @@ def learning_curves(runs: Sequence[History]) -> Figure:
                 for run, color in zip(runs, _cycle(len(runs)), strict=True):
                     x, y = run.series(entry, metric)
                     ax.plot(x, y, color=color, lw=1.4, label=run.name)
-                if metric == "train_loss":
+                if not measure.percent or metric == "train_loss":
                     ax.set_yscale("log")
                 if i == 1:
                     ax.set_xlabel(entry_name)
@@ -132,7 +136,7 @@ def selection_map(run: History) -> Figure | None:
         return figure
 
 
-def extremes(run: History, source: Source, show: int = 20) -> Figure | None:
+def extremes(run: History, source: Source, thumbnails: Thumbnails, show: int = 20) -> Figure | None:
     """The examples trained on most and least, as pictures with label and passes."""
     subsets = _of_subsets(run)
     if not subsets:
@@ -150,15 +154,13 @@ def extremes(run: History, source: Source, show: int = 20) -> Figure | None:
         parts: Any = figure.subfigures(2, 1)
         for part, (name, chosen) in zip(parts, rows, strict=True):
             part.suptitle(f"{name} selected", fontweight="bold", fontsize=10)
-            batch = source.fetch(torch.from_numpy(index[chosen]))
+            small = thumbnails(source.fetch(torch.from_numpy(index[chosen])))
             axes = part.subplots(lines, per_row, squeeze=False)
             for ax in axes.flat:
                 ax.set_axis_off()
-            for ax, image, label, i in zip(
-                axes.flat, batch["image"], batch["label"], chosen, strict=False
-            ):
+            for ax, (image, words), i in zip(axes.flat, small, chosen, strict=False):
                 ax.imshow(*_picture(image))
-                ax.set_title(f"{int(label)} · {times[i]:.0f}x", fontsize=7, fontweight="normal")
+                ax.set_title(f"{words} · {times[i]:.0f}x", fontsize=7, fontweight="normal")
         return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.plan import TRAIN_COST
-from attent.tasks.build import load_data
+from attent.tasks.commands import COMMANDS, Measure
 from attent.tasks.config import as_dict
 from attent.tasks.report import figures
 from attent.tasks.report.history import History, load_history
@@ -56,7 +56,12 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
         "plain training, to compare runs by. Compute saved: against as many passes over everything "
         "as this run made, which is not the same as against another run here. Held-out figures of "
         "the last evaluation; best is over all evaluations, and so is optimistic.</p>",
-        _picture(figures.learning_curves(runs), where, "learning_curves", "Loss and quality"),
+        _picture(
+            figures.learning_curves(runs, COMMANDS[runs[0].command].measures[0]),
+            where,
+            "learning_curves",
+            "Loss and quality",
+        ),
     ]
     for run in runs:
         sections += _run_section(run, where, prefix="" if len(runs) == 1 else f"{run.name}_")
@@ -72,9 +77,9 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
 
 
 def _run_section(run: History, where: Path, prefix: str) -> list[str]:
-    source, gone = None, ""
+    command, source, gone = COMMANDS[run.command], None, ""
     try:
-        source, _ = load_data(run.config)
+        source, _ = command.load_data(run.config)
     except ValueError as error:
         gone = f'<p class="note">No pictures of examples: {html.escape(str(error))}</p>'
     parts = [
@@ -83,7 +88,7 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
         ("selections", figures.selection_map(run), "Which examples were selected when"),
         (
             "examples",
-            figures.extremes(run, source) if source is not None else None,
+            figures.extremes(run, source, command.thumbnails) if source is not None else None,
             "Most and least selected examples",
         ),
     ]
@@ -110,21 +115,42 @@ def _picture(figure: Figure, where: Path, name: str, description: str) -> str:
 
 
 def _table(runs: Sequence[History]) -> str:
+    # A column for each figure that some run has; the first of each command also at its best.
+    first = {COMMANDS[run.command].measures[0] for run in runs}
+    measures = [
+        measure
+        for measure in {m: None for run in runs for m in COMMANDS[run.command].measures}
+        if measure in first or any(_has(run, measure) for run in runs)
+    ]
     heads = [
         "run", "method", "examples", "scored", "steps", "cost in epochs", "compute saved",
-        "seconds", "held-out accuracy", "best", "held-out loss",
+        "seconds",
     ]  # fmt: skip
+    for measure in measures:
+        heads += [measure.title, "best"] if measure in first else [measure.title]
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(run)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(run, measures, first))
+        + "</tr>"
         for run in runs
     )
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _row(run: History) -> list[str]:
+def _has(run: History, measure: Measure) -> bool:
+    return any(line.get(measure.metric) is not None for line in run.log)
+
+
+def _row(run: History, measures: Sequence[Measure], first: Collection[Measure]) -> list[str]:
     last: dict[str, Any] = run.log[-1]
-    (accuracy,), (loss,) = run.series("val_accuracy"), run.series("val_loss")
+    held_out = []
+    for measure in measures:
+        (values,) = run.series(measure.metric)
+        held_out.append(measure.text(values[-1]) if values.size else "-")
+        if measure in first:
+            best = max if measure.larger_is_better else min
+            held_out.append(measure.text(best(values)) if values.size else "-")
     cost = last["forwarded"] + (TRAIN_COST - 1) * last["backwarded"]
     method = run.config.method
     if method != "full":
@@ -138,9 +164,7 @@ def _row(run: History) -> list[str]:
         f"{cost / (TRAIN_COST * run.selections[0].num_examples):.1f}",
         f"{last['saved']:.1%}",
         f"{last['seconds']:.1f}",
-        f"{accuracy[-1]:.2%}" if accuracy.size else "-",
-        f"{accuracy.max():.2%}" if accuracy.size else "-",
-        f"{loss[-1]:.4f}" if loss.size else "-",
+        *held_out,
     ]
 
 

@@ -19,8 +19,9 @@ from attent.pipeline import load_state
 from attent.pipeline.keys import number
 from attent.pipeline.observers import read_log
 from attent.tasks import cli
-from attent.tasks.build import build_classify
-from attent.tasks.config import ClassifyConfig, as_dict
+from attent.tasks.classification.build import build_classify
+from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.config import as_dict
 from attent.tasks.run import RunFolder, start
 
 SCRIPT = Path(sys.executable).with_name("attent")
@@ -175,7 +176,8 @@ def test_wrong_input_in_a_process_of_its_own(tmp_path):
     ("argv", "words"),
     [
         (["--help"], ["classify", "resume", "report", "plan"]),
-        (["plan", "--help"], ["config_file", "--epochs", "--total_cycles"]),
+        (["plan", "--help"], ["classify"]),
+        (["plan", "classify", "--help"], ["--config", "--epochs", "--total_cycles"]),
         (["resume", "--help"], ["run", "--allow_previous"]),
         (["report", "--help"], ["runs", "--report_dir"]),
     ],
@@ -196,7 +198,7 @@ WRONG = {
     "surplus": "unknown option 'surplus'",
     "--initial_ratio 1.5": "initial_ratio must be in (0, 1], got 1.5",
     "--initial_interval 0": "initial_interval must be at least 1, got 0",
-    "--lr fast": "lr: Expected a float. Got value: fast",
+    "--lr fast": "lr: Expected a float or null. Got value: fast",
     "--method attent": "'attent_complex', 'attent_simple', 'full'",
     "--batch_size 1438": "batch_size 1438 is above the 1437 training examples",
     "--data nowhere": "data: there is no nowhere",
@@ -252,7 +254,7 @@ def test_wrong_commands(attent, argv, message):
     ("text", "message", "line"),
     [
         ("# ours\nepochs: 30\ninitial_ratio: 1.5\n", "must be in (0, 1], got 1.5", "line 3"),
-        ("epochs: 30\nlr: fast\n", "lr: Expected a float. Got value: fast", "line 2"),
+        ("epochs: 30\nlr: fast\n", "lr: Expected a float or null. Got value: fast", "line 2"),
         ("epochs: 30\nintial_ratio: 1\n", "'intial_ratio'; did you mean 'initial_ratio'?", ""),
         ("epochs: [30\nlr: 1\n", "", "line 2"),
     ],

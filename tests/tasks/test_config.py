@@ -6,10 +6,10 @@ import re
 import pytest
 import yaml
 
+from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.cli import main
 from attent.tasks.config import (
     RUNTIME,
-    ClassifyConfig,
     ConfigError,
     as_dict,
     did_you_mean,
@@ -62,10 +62,14 @@ WRONG = [
     ({"initial_ratio": float("nan")}, rf"initial_ratio must be {IN_SHARE} nan"),
     *[({name: 0}, rf"{name} must be at least 1, got 0") for name in
       ("initial_interval", "max_interval", "total_cycles", "epochs", "batch_size", "accumulate",
-       "steps_per_tick", "keep", "score_chunk")],
+       "steps_per_tick", "keep", "score_chunk", "score_batch_size")],
     *[({name: 0.0}, rf"{name} must be above 0, got 0.0") for name in
-      ("gumbel_temperature", "lr", "eval_every", "save_every")],
-    ({"lr": float("inf")}, "lr must be above 0, got inf"),
+      ("gumbel_temperature", "eval_every", "save_every")],
+    *[({name: 0.0}, rf"{name} must be above 0, or null, got 0.0") for name in ("lr", "blr")],
+    ({"lr": None}, "lr and blr are both null; give one of them"),
+    ({"betas": [0.9]}, r"betas must be two numbers in \[0, 1\), got \[0.9\]"),
+    ({"betas": [0.9, 1.0]}, r"betas must be two numbers in \[0, 1\), got \[0.9, 1.0\]"),
+    ({"lr": float("inf")}, "lr must be above 0, or null, got inf"),
     *[({name: -1}, rf"{name} must be at least 0, got -1") for name in
       ("weight_decay", "min_lr", "shift", "workers")],
     *[({name: 1.0}, rf"{name} must be in \[0, 1\), got 1.0") for name in
@@ -307,6 +311,10 @@ def test_every_option_is_explained_in_the_help(monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["classify", "--help"])
     text = capsys.readouterr().out
-    said = dict(re.findall(r"^  --(\w+) \S+\s+(\S.*?) ?\(type: .*default: .*\)$", text, re.M))
+    said = dict(
+        re.findall(
+            r"^  --(\w+)(?: \S+, --\w+\+)? \S+\s+(\S.*?) ?\(type: .*default: .*\)$", text, re.M
+        )
+    )
     assert set(FIELDS) - set(said) == set()
     assert [name for name in FIELDS if len(said[name].split()) < 2] == []

@@ -10,9 +10,12 @@ from rich.console import Console
 
 from attent.pipeline import Observer, fit
 from attent.pipeline.keys import number
-from attent.tasks.build import build_classify
-from attent.tasks.config import ClassifyConfig
+from attent.tasks.classification.build import build_classify
+from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.commands import COMMANDS
 from attent.tasks.progress import ProgressBar
+
+ACCURACY = COMMANDS["classify"].measures[0]
 
 NUMBERS = (
     r"ratio [01]\.\d\d  loss (?:\d+\.\d{3}|-)  accuracy (?:[01]\.\d{3}|-)  "
@@ -60,7 +63,7 @@ def shown(built, *, terminal: bool, state=None, width: int = 200) -> str:
         color_system=None,
         legacy_windows=False,
     )
-    bar = ProgressBar(built.plan, built.best, console)
+    bar = ProgressBar(built.plan, ACCURACY, console)
     fit(built.tick, built.state if state is None else state, observers=[bar])
     return console.file.getvalue()
 
@@ -113,7 +116,7 @@ def test_what_a_line_says_is_in_the_state(build):
 
     console = Console(file=io.StringIO(), force_terminal=False)
     fit(built.tick, built.state,
-        observers=[Remember(), ProgressBar(built.plan, built.best, console)])  # fmt: skip
+        observers=[Remember(), ProgressBar(built.plan, ACCURACY, console)])  # fmt: skip
     lines = console.file.getvalue().splitlines()
     assert [re.search(r"loss \S+  accuracy \S+", line)[0] for line in lines] == expected
 
@@ -130,7 +133,7 @@ def test_a_resumed_run_goes_on_where_it_was(build):
     state = built.state
     with pytest.raises(ValueError, match="enough"):
         fit(built.tick, state, observers=[Stop()], donate=True)
-    bar = ProgressBar(built.plan, built.best, console)
+    bar = ProgressBar(built.plan, ACCURACY, console)
     fit(built.tick, state, observers=[bar])
     lines = console.file.getvalue().splitlines()
     # What was evaluated before (at 12.5% and 25%) is not said again.
@@ -148,7 +151,7 @@ def test_on_a_terminal_there_is_a_live_bar(build):
 def test_before_the_first_step_nothing_is_known_yet(build):
     built = build()
     console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
-    bar = ProgressBar(built.plan, built.best, console)
+    bar = ProgressBar(built.plan, ACCURACY, console)
     bar.start(built.state)
     bar.stop(built.state, "interrupted")
     assert re.search(r"warm-up .*0% ratio 1.00  loss -  accuracy -  saved 0%  0 ex/s  -:-- left",

@@ -15,7 +15,8 @@ from PIL import Image
 from attent.pipeline import JsonLog
 from attent.pipeline.observers import read_log
 from attent.tasks import cli
-from attent.tasks.config import ClassifyConfig, ConfigError, as_dict
+from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.config import ConfigError, as_dict
 from attent.tasks.report.page import write_report
 from attent.tasks.run import RunFolder, start
 

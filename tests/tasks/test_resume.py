@@ -21,7 +21,8 @@ from attent.pipeline import CheckpointError, CheckpointFolder, JsonLog, load_sta
 from attent.pipeline.keys import differences, leaves, number
 from attent.pipeline.observers import read_log
 from attent.tasks import cli
-from attent.tasks.config import ClassifyConfig, ConfigError, as_dict
+from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.config import ConfigError, as_dict
 from attent.tasks.run import RunFolder, resume, start
 
 # Ticks of three steps, a checkpoint every 0.2 * 1437 = 287 examples (9 steps, the next tick's end),
