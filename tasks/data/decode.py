@@ -1,0 +1,98 @@
+"""Image files decoded for what they hold: photographs, 16-bit measurements, ids.
+
+A file that holds something else is refused, not converted. Every error names the file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+
+class _Stored(NamedTuple):
+    """How a file says its pixels are stored."""
+
+    mode: str  # Pillow's
+    format: str | None
+    packing: str  # Pillow's raw mode, where its codec takes one
+    maximum: int  # of the values of a PGM that decoding would scale; else 255
+
+
+def rgb(path: str | Path) -> Tensor:
+    """``[3, H, W]`` uint8, of any file of 8 bits a channel.
+
+    Raises:
+        ValueError: the file cannot be read, or holds deeper pixels.
+    """
+    image, stored = _decoded(path)
+    if stored.mode[0] in "IF":  # converting would cut their values off at 255
+        raise _refused(path, stored, "an image of 8 bits a channel")
+    return V.pil_to_tensor(image.convert("RGB"))
+
+
+def sixteen_bit(path: str | Path) -> Tensor:
+    """``[1, H, W]`` float32, the values 0 to 65535 of one channel of unsigned 16-bit integers.
+
+    Raises:
+        ValueError: the file cannot be read, or holds other pixels.
+    """
+    image, stored = _decoded(path)
+    # A PGM of 16 bits is decoded into 32, and nothing else with this packing is.
+    if not (stored.mode.startswith("I;16") or stored.packing == "I;16B"):
+        raise _refused(path, stored, "one channel of 16 bits (PNG, TIFF, PGM or JPEG 2000)")
+    return torch.from_numpy(np.asarray(image).astype(np.float32)).unsqueeze(0)
+
+
+def ids(path: str | Path) -> Tensor:
+    """``[H, W]`` uint8, the pixels of one channel of 8 bits, or the indices into a palette.
+
+    Raises:
+        ValueError: the file cannot be read, holds other pixels, or keeps ids in a way that changes
+            them: by JPEG, or in fewer bits, which decoding would stretch over 0 to 255.
+    """
+    image, stored = _decoded(path)
+    if stored.mode not in ("L", "P"):
+        raise _refused(path, stored, "one channel of 8 bits or a palette")
+    stretched = stored.packing.startswith("L;") or stored.maximum != 255
+    if stored.format == "JPEG" or stretched:
+        raise _refused(path, stored, "ids kept exactly: 8 bits each or a palette, without loss")
+    return torch.from_numpy(np.array(image))
+
+
+def _decoded(path: str | Path) -> tuple[Image.Image, _Stored]:
+    try:
+        with Image.open(path) as file:
+            stored = _stored(file)  # before the pixels: decoding forgets how they were kept
+            file.load()
+        return file, stored
+    except Exception as error:  # a damaged header leads Pillow into errors of any kind
+        raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from error
+
+
+def _stored(file: ImageFile) -> _Stored:
+    codec, arguments = (file.tile[0][0], file.tile[0][3]) if file.tile else ("", None)
+    parts = list(arguments) if isinstance(arguments, tuple) else [arguments]
+    first, last = (parts[0], parts[-1]) if parts else (None, None)
+    return _Stored(
+        mode=file.mode,
+        format=file.format,
+        packing=first if isinstance(first, str) and codec != "jpeg2k" else "",
+        maximum=last if codec.startswith("ppm") and isinstance(last, int) else 255,
+    )
+
+
+def _refused(path: str | Path, stored: _Stored, expected: str) -> ValueError:
+    kept = f" stored as {stored.packing}" if stored.packing not in ("", stored.mode) else ""
+    scaled = f" with values up to {stored.maximum}" if stored.maximum != 255 else ""
+    return ValueError(
+        f"{os.fspath(path)} is {stored.format} of mode {stored.mode}{kept}{scaled}; expected "
+        f"{expected}"
+    )
