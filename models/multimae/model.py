@@ -71,7 +71,7 @@ class MultiViT(nn.Module):
         self.output_adapters = nn.ModuleDict(dict(output_adapters or {}))
         self.global_tokens = nn.Parameter(torch.zeros(1, num_global_tokens, dim))
         nn.init.trunc_normal_(self.global_tokens, std=0.02)
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.encoder = nn.Sequential(
             *(
                 Block(
@@ -238,6 +238,11 @@ class MultiMAE(MultiViT):
                 alphas=alphas,
                 sample_tasks_uniformly=sample_tasks_uniformly,
             )
+        if order.order.shape != (len(tokens), layout.num_tokens):
+            raise ValueError(
+                f"masks are of {' x '.join(map(str, order.order.shape))} tokens, the pictures of "
+                f"{len(tokens)} x {layout.num_tokens}"
+            )
         encoded = self.encoder(self.with_global(pick(tokens, order.keep)))
         masked = order.masked
         return (
@@ -267,9 +272,16 @@ class MultiMAE(MultiViT):
 
     def task_of(self, output: str) -> str:
         """The modality that an output predicts: ``norm_rgb`` predicts rgb."""
-        adapter = self.output_adapters[output]
-        assert isinstance(adapter, SpatialOutput)
-        return adapter.task
+        return self._decoder(output).task
+
+    def output_grid(self, output: str, layout: Layout) -> tuple[int, int]:
+        """(rows, columns) of an output's patches."""
+        return self._decoder(output).grid(layout)
+
+    def _decoder(self, output: str) -> SpatialOutput:
+        decoder = self.output_adapters[output]
+        assert isinstance(decoder, SpatialOutput)
+        return decoder
 
 
 def initialize(model: nn.Module) -> None:

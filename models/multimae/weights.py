@@ -6,7 +6,6 @@ Names and shapes are those of the released MultiMAE weights.
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +66,16 @@ def read_weights(path: str | Path) -> Weights:
         raise ValueError(f"there is no file of weights {path}")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            found: Any = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
-    with torch.serialization.safe_globals(_HARMLESS):
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    else:
+        with torch.serialization.safe_globals(_HARMLESS):
+            try:
+                found = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # a damaged pickle fails with whatever it comes upon
+                said = str(error) or type(error).__name__
+                raise ValueError(f"{path} cannot be read as weights: {said}") from error
     for key in ("model", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -105,7 +106,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
     for name, value in weights.items():
         if name in own:
             fitted[name] = _fit(name, value, own[name], origin)
-            if fitted[name].shape[-2:] != value.shape[-2:]:
+            if name.endswith("pos_emb") and fitted[name].shape != value.shape:
                 resized.append(name)
     missing = [name for name in own if name not in weights]
     absent = {name for name in weights if name not in own}
@@ -151,7 +152,7 @@ def to_timm(weights: Mapping[str, Tensor]) -> Weights:
     Raises:
         ValueError: no rgb input, or not exactly one global token.
     """
-    tokens = weights["global_tokens"]
+    tokens = weights.get("global_tokens", torch.empty(1, 0, 1))
     if tokens.shape[1] != 1:
         raise ValueError(f"timm's class token is one; there are {tokens.shape[1]} global tokens")
     source = f"{_INPUTS}rgb."

@@ -1,0 +1,5 @@
+"""Masked pre-training of multi-modal autoencoders."""
+
+from attent.tasks.pretraining.task import MaskedPretraining
+
+__all__ = ["MaskedPretraining"]
