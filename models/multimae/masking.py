@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from scipy.special import gammaincinv
@@ -37,12 +38,13 @@ class TokenOrder:
         """Which tokens are visible, ``[B, N]`` int64, in the order in which they are encoded."""
         return self.order[:, : self.num_visible]
 
-    @property
+    @cached_property
     def restore(self) -> Tensor:
         """At which place of the order each token stands, ``[B, L]`` int64: the inverse."""
-        return self.order.argsort(dim=1)
+        places = torch.arange(self.order.shape[1], device=self.order.device)
+        return torch.zeros_like(self.order).scatter(1, self.order, places.expand_as(self.order))
 
-    @property
+    @cached_property
     def masked(self) -> Tensor:
         """``[B, L]`` bool, True for tokens that are not seen."""
         return self.restore >= self.num_visible
