@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,10 +18,13 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from attent.models.multimae import Decoders, build_multimae
 from attent.pipeline.keyed import generator, uniform
+from attent.tasks.pretraining import MaskedPretraining
 
 VOCAB = 40
 IGNORED = -100
@@ -64,7 +68,7 @@ class Autocast(ZooTask):
     def forward(self, model, batch):
         with torch.autocast("cpu", torch.bfloat16):
             output = super().forward(model, batch)
-        return {k: o.float() for k, o in output.items()} if type(output) is dict else output.float()
+        return tree_map(lambda leaf: leaf.float() if isinstance(leaf, Tensor) else leaf, output)
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,32 @@ def mae_task(size: int = 8):
     """B is the number of tokens of both modalities."""
     task = MaeTask()
     batch = batched(rgb=normal(size, 3, 8, 8), depth=normal(size, 1, 8, 8, seed=5))
+    return task, task.view(batch, 1000 + batch["index"], training=False)
+
+
+def multimae_task(
+    size: int = 5,
+    *,
+    balancer: Literal["none", "uncertainty", "softmax"] = "none",
+    score_masks: int = 1,
+    **others,
+):
+    """The library's own: three modalities of pictures of 16 pixels, four decoders."""
+    model = build_multimae(
+        "pretrain_multimae_micro",
+        image_size=16,
+        patch_size=8,
+        num_semseg_classes=4,
+        decoders=Decoders(dim=8, num_heads=2, depth=1),
+        model_args={"dim": 8, "depth": 2, "num_heads": 2},
+    )
+    task = MaskedPretraining(
+        model, num_encoded_tokens=5, balancer=balancer, score_masks=score_masks, **others
+    )
+    scrambled(task.model)
+    classes = torch.randint(4, (size, 4, 4), generator=generator(6))
+    depth = normal(size, 1, 16, 16, seed=5)
+    batch = batched(rgb=normal(size, 3, 16, 16), depth=depth, semseg=classes)
     return task, task.view(batch, 1000 + batch["index"], training=False)
 
 
@@ -646,6 +676,14 @@ ZOO: dict[str, Case] = {
     "vit, RMS norms": Case(lambda: vit_task(size=16, norm_layer=RmsNorm, no_embed_class=True)),
     "masked autoencoder": Case(mae_task),
     "masked autoencoder, one image": Case(lambda: mae_task(1)),
+    "multimae": Case(multimae_task),
+    "multimae, one scene": Case(lambda: multimae_task(1)),
+    "multimae, two masks, learned balance": Case(
+        lambda: multimae_task(balancer="uncertainty", score_masks=2)
+    ),
+    "multimae, softmax balance": Case(
+        lambda: multimae_task(balancer="softmax", sample_tasks_uniformly=True)
+    ),
     "convolutions": Case(
         lambda: regression(ConvNet(), 4, 2, 8, 8), by_vmap=frozenset({"grouped", "same"})
     ),

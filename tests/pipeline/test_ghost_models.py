@@ -150,6 +150,7 @@ HALF = {
     "lora": lora_task,
     "dora": ZOO["dora"].make,
     "gpt2": gpt2_task,
+    "multimae": ZOO["multimae"].make,
     "convolutions": ZOO["convolutions"].make,
     "einsum": ZOO["einsum"].make,
     "attention": ZOO["attention"].make,
