@@ -1,4 +1,4 @@
-"""The command line: ``attent classify | plan | resume | report``."""
+"""The command line: ``attent classify | pretrain | plan | resume | report | export``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -72,6 +73,20 @@ def parser() -> ArgumentParser:
         help="where to write; by default report/ in the first run's folder",
     )  # fmt: skip
     commands.add_subcommand("report", sub, help="make a page of pictures from one or more runs")
+    sub = ArgumentParser(
+        exit_on_error=False, description="Write a run's weights as other code loads them."
+    )
+    sub.add_argument("run", type=str, help="the run folder; its last checkpoint is taken")
+    sub.add_argument(
+        "--format", type=Literal["multimae", "timm"], default="multimae",
+        help="multimae: the released weights' names; timm: a vision transformer of timm, of "
+        "num_classes=0 from pre-training",
+    )  # fmt: skip
+    sub.add_argument(
+        "--output", type=str | None, default=None,
+        help="the file, .pth or .safetensors; by default in export/ of the run folder",
+    )  # fmt: skip
+    commands.add_subcommand("export", sub, help="write a run's weights for other code")
     return top
 
 
@@ -183,7 +198,7 @@ def _readable(message: str, argv: Sequence[str]) -> str:
     )
     if unknown:
         words = [unknown[2]] if unknown[2] else re.findall(r"--([\w-]+)", unknown[1])
-        known = [*_options(), "config", "allow_previous", "report_dir"]
+        known = [*_options(), "config", "allow_previous", "report_dir", "format", "output"]
         hints = "".join(did_you_mean(word.replace("-", "_"), known) for word in words[:1])
         named = words[0] if words else (unknown[1] or "").strip()
         return f"unknown option {named!r}{hints}"
@@ -302,9 +317,18 @@ def plan_text(plan: Plan, batch_size: int) -> str:
     )
 
 
+def _export(parsed: Namespace) -> int:
+    from attent.tasks.export import export
+    from attent.tasks.run import load_runs
+
+    say(f"weights {export(load_runs([parsed.run])[0], parsed.format, parsed.output)}")
+    return 0
+
+
 _OTHERS: dict[str, Callable[[Namespace], int]] = {
     "resume": _resume,
     "report": _report,
+    "export": _export,
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from attent.pipeline import Source
 from attent.tasks.build import Run
 from attent.tasks.classification.build import build_classify, load_data
 from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.pretraining.build import build_pretrain
+from attent.tasks.pretraining.build import load_data as pretraining_data
+from attent.tasks.pretraining.config import PretrainConfig
+from attent.tasks.pretraining.pictures import reconstructions, thumbnails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,7 @@ class Command:
         measures: the figures of its runs; the first decides which checkpoint is the best.
         load_data: options -> training and held-out examples, for pictures of them.
         thumbnails: a batch -> a small picture and a few words for each example.
-        pictures: (options, the trained run) -> further pictures for the report: name, figure, what
-            it shows.
+        pictures: the trained run -> further pictures for the report: name, figure, what it shows.
     """
 
     name: str
@@ -87,6 +90,21 @@ COMMANDS = {
             ),
             load_data=load_data,
             thumbnails=_labelled,
+        ),
+        Command(
+            name="pretrain",
+            config=PretrainConfig,
+            build=build_pretrain,
+            measures=(
+                Measure(metric="val_loss", title="held-out loss", short="val loss"),
+                Measure(metric="val_rgb", title="rgb", short="rgb"),
+                Measure(metric="val_depth", title="depth", short="depth"),
+                Measure(metric="val_semseg", title="semseg", short="semseg"),
+                Measure(metric="val_norm_rgb", title="norm_rgb", short="norm_rgb"),
+            ),
+            load_data=pretraining_data,
+            thumbnails=thumbnails,
+            pictures=reconstructions,
         ),
     )
 }

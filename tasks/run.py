@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import save
 from tensordict import TensorDict
 
 from attent.pipeline import (
@@ -36,6 +37,7 @@ from attent.pipeline import (
     JsonLog,
     Observer,
     Selections,
+    Task,
     export_weights,
     fit,
     restore,
@@ -46,6 +48,7 @@ from attent.pipeline.observers import read_log
 from attent.tasks.build import Run
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import RUNTIME, ConfigError, as_dict, from_dict
+from attent.tasks.pretraining.task import MaskedPretraining
 from attent.tasks.progress import ProgressBar
 
 Say = Callable[[str], None]
@@ -172,6 +175,24 @@ def resume(
         return _go_on(command, config, run, state, folder, say), folder
 
 
+def load_trained(folder: RunFolder) -> tuple[Run, int]:
+    """What a run is made of, with the state of its last usable checkpoint.
+
+    Returns:
+        The run, and the step of the checkpoint.
+
+    Raises:
+        CheckpointError: it has none.
+        ValueError: what it was made of is no longer there.
+    """
+    command, config = folder.load_config()
+    store = CheckpointFolder(folder.checkpoints, keep=config.keep)
+    saved, about, origin = store.load_last(allow_previous=True)
+    run = COMMANDS[command].build(config, initial=False)
+    state = restore(run.state, saved, origin)
+    return dataclasses.replace(run, state=state), int(about["step"])
+
+
 def _go_on(
     command: str, config: Any, run: Run, state: TensorDict, folder: RunFolder, say: Say
 ) -> TensorDict:
@@ -191,8 +212,16 @@ def _go_on(
         observers.insert(0, ProgressBar(run.plan, best))
     state = fit(run.tick, state, observers=observers, donate=True)
     if finished(state):
-        export_weights(state, folder.weights)
+        _write_weights(run.task, state, folder.weights)
     return state
+
+
+def _write_weights(task: Task, state: TensorDict, path: Path) -> None:
+    """The final weights as safetensors, under the names that loaders expect."""
+    if isinstance(task, MaskedPretraining):
+        write_atomically(path, save(task.weights(state), {"format": "pt"}))
+    else:
+        export_weights(state, path)
 
 
 def _result_options(config: Any) -> dict[str, Any]:

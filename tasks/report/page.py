@@ -17,7 +17,7 @@ from attent.tasks.commands import COMMANDS, Measure
 from attent.tasks.config import as_dict
 from attent.tasks.report import figures
 from attent.tasks.report.history import History, load_history
-from attent.tasks.run import RunFolder, make_folder
+from attent.tasks.run import RunFolder, load_trained, make_folder
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
@@ -82,7 +82,7 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
         source, _ = command.load_data(run.config)
     except ValueError as error:
         gone = f'<p class="note">No pictures of examples: {html.escape(str(error))}</p>'
-    parts = [
+    parts: list[tuple[str, Figure | None, str]] = [
         ("schedule", figures.schedule(run), "Ratio and interval"),
         ("scores", figures.score_distributions(run), "Distribution of scores at each selection"),
         ("selections", figures.selection_map(run), "Which examples were selected when"),
@@ -92,6 +92,11 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
             "Most and least selected examples",
         ),
     ]
+    if command.pictures is not None:
+        try:
+            parts += command.pictures(load_trained(run.folder)[0])
+        except ValueError as error:
+            gone = f'<p class="note">No pictures by the model: {html.escape(str(error))}</p>'
     section = [f"<h2>{html.escape(run.name)}</h2>"]
     for name, figure, description in parts:
         if figure is not None:

@@ -1,0 +1,164 @@
+"""From options to a run of masked pre-training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from attent.models.multimae import Decoders, MultiMAE, build_multimae
+from attent.models.multimae.weights import Loaded, from_timm, load_weights, read_weights
+from attent.models.vit import build_vit
+from attent.pipeline import Source
+from attent.tasks.build import Run, assemble, device_of, seeded
+from attent.tasks.config import ConfigError
+from attent.tasks.data.joint import JointView
+from attent.tasks.data.multimodal import Multimodal, Reader
+from attent.tasks.data.paired_folder import PairedFolder
+from attent.tasks.data.photos import Photos
+from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
+from attent.tasks.data.taskonomy import Taskonomy
+from attent.tasks.pretraining.config import PretrainConfig
+from attent.tasks.pretraining.task import MaskedPretraining
+
+COCO_CLASSES = 133
+"""Of COCO's panoptic labels, the ids of published pseudo labels."""
+
+
+def build_pretrain(config: PretrainConfig, *, initial: bool = True) -> Run:
+    """Everything `attent pretrain` needs, checked before any training.
+
+    Args:
+        config: the options.
+        initial: load the weights that training starts from; False where a checkpoint's take their
+            place.
+
+    Raises:
+        ValueError: what the options ask for cannot be; the message says why.
+    """
+    source, held_out = load_data(config)
+    model = seeded(config, lambda: _model(config))
+    assert isinstance(model, MultiMAE)
+    if config.pretrained_weights is not None and initial:
+        load_initial(model, config.pretrained_weights)
+    task = MaskedPretraining(
+        model,
+        num_encoded_tokens=config.num_encoded_tokens,
+        balancer=config.task_balancer,
+        alphas=config.alphas,
+        sample_tasks_uniformly=config.sample_tasks_uniformly,
+        standardize_depth=config.standardize_depth,
+        loss_on_unmasked=config.loss_on_unmasked,
+        score_masks=config.score_masks,
+    )
+    task.model.to(device_of(config.device))
+    task.check_budget((config.input_size, config.input_size))
+    return assemble(config, task, source, held_out)
+
+
+def load_data(config: PretrainConfig) -> tuple[Source, Source]:
+    """The training and the held-out scenes.
+
+    Raises:
+        ValueError: no such data, or not in the form expected.
+    """
+    view = JointView(size=config.input_size, scale=(config.crop_scale, 1.0), hflip=config.hflip)
+    train, val = _readers(config)
+
+    def source(reader: Reader) -> Multimodal:
+        return Multimodal(
+            reader, view, domains=config.domains, num_semseg_classes=num_semseg_classes(config)
+        )
+
+    return source(train), source(val)
+
+
+def num_semseg_classes(config: PretrainConfig) -> int:
+    """How many classes of pixels there are."""
+    if config.num_semseg_classes is not None:
+        return config.num_semseg_classes
+    return len(SEMANTIC_CLASSES) if config.data == "scenes" else COCO_CLASSES
+
+
+def _readers(config: PretrainConfig) -> tuple[Reader, Reader]:
+    domains = config.domains
+    if config.data == "scenes":
+        shared: dict[str, Any] = {
+            "size": config.input_size, "seed": config.seed, "cache": config.data_cache,
+        }  # fmt: skip
+        train = Scenes(config.num_train, split="train", imbalance=config.imbalance, **shared)
+        return train, Scenes(config.num_val, split="val", **shared)
+    if config.data == "photos":
+        if domains not in (["rgb"], ["depth"]):
+            raise ConfigError(
+                "data photos are rgb alone or depth alone, of different scenes; set in_domains and "
+                "out_domains to one of them"
+            )
+        domain: Any = domains[0]
+        return (
+            Photos(domain, size=config.input_size, split="train"),
+            Photos(domain, size=config.input_size, split="val"),
+        )
+    root = Path(config.data)
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        folder = PairedFolder(root / "train", domains=domains)
+        return folder, PairedFolder(root / "val", domains=domains, classes=folder.classes)
+    if (root / "train.csv").is_file():
+        return (
+            Taskonomy(root, "train", domains=domains),
+            Taskonomy(root, "val", domains=domains),
+        )
+    found = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else []
+    raise ConfigError(
+        f"data: {root} holds {', '.join(found) or 'nothing'}; it is 'scenes', 'photos', a folder "
+        "of {train,val}/{rgb,depth,semseg}/CLASS/NAME.EXT, or a folder of Taskonomy's layout with "
+        "train.csv and val.csv"
+    )
+
+
+def _model(config: PretrainConfig) -> nn.Module:
+    return build_multimae(
+        config.model,
+        in_domains=config.in_domains,
+        out_domains=config.out_domains,
+        image_size=config.input_size,
+        patch_size=config.patch_size,
+        num_semseg_classes=num_semseg_classes(config),
+        num_global_tokens=config.num_global_tokens,
+        drop_path_rate=config.drop_path,
+        decoders=Decoders(
+            dim=config.decoder_dim,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_num_heads,
+            use_task_queries=config.decoder_use_task_queries,
+            use_xattn=config.decoder_use_xattn,
+            extra_norm_pix=config.extra_norm_pix_loss,
+            fp32=[
+                name
+                for name in config.fp32_output_adapters
+                if name in config.out_domains or name == "norm_rgb"
+            ],
+        ),
+        model_args=config.model_args,
+    )
+
+
+def load_initial(model: MultiMAE, weights: str) -> Loaded:
+    """Load the weights that training starts from.
+
+    Args:
+        model: takes them.
+        weights: a file, or ``timm:NAME``.
+
+    Raises:
+        ValueError: no such weights, or of another shape.
+    """
+    if not weights.startswith("timm:"):
+        return load_weights(model, read_weights(weights), weights)
+    name = weights.removeprefix("timm:")
+    vit = build_vit(name, num_classes=0, pretrained=True)
+    encoder: dict[str, Tensor] = from_timm(vit.state_dict())
+    # What timm's model has not (depth, semseg, decoders) keeps its fresh weights.
+    missing = {k: v for k, v in model.state_dict().items() if k not in encoder}
+    return load_weights(model, encoder | missing, weights)
