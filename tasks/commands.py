@@ -52,6 +52,7 @@ class Command:
         config: its options.
         build: options -> what the run is made of.
         measures: the figures of its runs; the first decides which checkpoint is the best.
+        parts: further figures, which the report shows apart.
         load_data: options -> training and held-out examples, for pictures of them.
         thumbnails: a batch -> a small picture and a few words for each example.
         pictures: the trained run -> further pictures for the report: name, figure, what it shows.
@@ -63,6 +64,7 @@ class Command:
     measures: tuple[Measure, ...]
     load_data: Callable[[Any], tuple[Source, Source]]
     thumbnails: Callable[[TensorDict], Sequence[tuple[Tensor, str]]]
+    parts: tuple[Measure, ...] = ()
     pictures: Callable[[Run], list[tuple[str, Figure, str]]] | None = None
 
 
@@ -95,8 +97,8 @@ COMMANDS = {
             name="pretrain",
             config=PretrainConfig,
             build=build_pretrain,
-            measures=(
-                Measure(metric="val_loss", title="held-out loss", short="val loss"),
+            measures=(Measure(metric="val_loss", title="held-out loss", short="val loss"),),
+            parts=(
                 Measure(metric="val_rgb", title="rgb", short="rgb"),
                 Measure(metric="val_depth", title="depth", short="depth"),
                 Measure(metric="val_semseg", title="semseg", short="semseg"),

@@ -29,6 +29,9 @@ CHANNELS = {"rgb": 3, "depth": 1}
 DOMAINS = ("rgb", "depth", "semseg")
 """The modalities there are."""
 
+MODEL_ARGS = ("dim", "depth", "num_heads", "mlp_ratio", "drop_rate", "attn_drop_rate")
+"""What ``model_args`` may name."""
+
 SEMSEG_STRIDE = 4
 """Pixels of a picture to one of its map of classes."""
 
@@ -87,16 +90,16 @@ def build_multimae(
         num_global_tokens: G.
         drop_path_rate: stochastic depth of the last block.
         decoders: what the decoders are like.
-        model_args: further arguments of `MultiViT`, such as ``dim`` and ``depth``.
+        model_args: further arguments of `MultiViT`, of those in `MODEL_ARGS`.
 
     Raises:
-        ValueError: no such model or modality, with the nearest name; a picture that is not a whole
-            number of patches.
+        ValueError: no such model, modality or argument, with the nearest name; a picture that is
+            not a whole number of patches.
     """
     decoders = decoders or Decoders()
     size = _size(name, "pretrain_multimae")
     in_domains, out_domains = list(in_domains), list(out_domains)
-    sizes = SIZES[size] | dict(model_args or {})
+    sizes = _arguments(size, model_args)
     adapters = input_adapters(
         in_domains,
         dim=sizes["dim"],
@@ -107,6 +110,7 @@ def build_multimae(
     if not out_domains:
         raise ValueError("out_domains names no modality to predict")
     outputs = {domain: domain for domain in checked_domains("out_domains", out_domains)}
+    _check_stride(out_domains, patch_size)
     if decoders.extra_norm_pix and "rgb" in outputs:
         outputs["norm_rgb"] = "rgb"
     heads: dict[str, nn.Module] = {}
@@ -148,7 +152,7 @@ def build_multivit(
     model_args: Mapping[str, Any] | None = None,
 ) -> MultiViT:
     """The encoder alone, ``multivit_SIZE``, with heads of your own; arguments as above."""
-    sizes = SIZES[_size(name, "multivit")] | dict(model_args or {})
+    sizes = _arguments(_size(name, "multivit"), model_args)
     adapters = input_adapters(
         list(in_domains),
         dim=sizes["dim"],
@@ -181,11 +185,7 @@ def input_adapters(
             f"input_size {image_size} is not a whole number of patches of {patch_size} pixels"
         )
     checked_domains("in_domains", domains)
-    if "semseg" in domains and patch_size % SEMSEG_STRIDE:
-        raise ValueError(
-            f"patch_size {patch_size} is not a multiple of {SEMSEG_STRIDE}, the pixels to one of "
-            "a map of classes"
-        )
+    _check_stride(domains, patch_size)
     adapters: dict[str, InputAdapter] = {}
     for domain in domains:
         if domain == "semseg":
@@ -217,6 +217,24 @@ def checked_domains(option: str, domains: Sequence[str]) -> Sequence[str]:
     if len(set(domains)) < len(domains):
         raise ValueError(f"{option} names a modality twice: {', '.join(domains)}")
     return domains
+
+
+def _check_stride(domains: Sequence[str], patch_size: int) -> None:
+    if "semseg" in domains and patch_size % SEMSEG_STRIDE:
+        raise ValueError(
+            f"patch_size {patch_size} is not a multiple of {SEMSEG_STRIDE}, the pixels to one of "
+            "a map of classes"
+        )
+
+
+def _arguments(size: str, model_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of a size, some of them replaced."""
+    for name in model_args or {}:
+        if name not in MODEL_ARGS:
+            near = difflib.get_close_matches(name, MODEL_ARGS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"model_args: no {name!r} ({', '.join(MODEL_ARGS)}){hint}")
+    return {**SIZES[size], **(model_args or {})}
 
 
 def _size(name: str, prefix: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import torch
 from scipy.special import gammaincinv
@@ -109,7 +110,7 @@ def concentrations(alphas: float | Sequence[float], num_tasks: int) -> Tensor:
     Raises:
         ValueError: not one for each modality, or not above 0.
     """
-    values = [alphas] * num_tasks if isinstance(alphas, int | float) else list(alphas)
+    values = [alphas] * num_tasks if isinstance(alphas, Real) else list(alphas)
     if len(values) != num_tasks:
         raise ValueError(f"alphas are one number or {num_tasks}, one a modality; got {values}")
     if not all(0 < value < float("inf") for value in values):

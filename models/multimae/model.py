@@ -47,6 +47,9 @@ class MultiViT(nn.Module):
         drop_path_rate: stochastic depth of the last block, in [0, 1); a straight line from 0.
         drop_rate: dropout after attention and MLP.
         attn_drop_rate: dropout of attention weights.
+
+    Raises:
+        ValueError: an argument out of range.
     """
 
     def __init__(
@@ -66,6 +69,10 @@ class MultiViT(nn.Module):
         super().__init__()
         if not input_adapters:
             raise ValueError("at least one modality must be an input")
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path is in [0, 1), got {drop_path_rate}")
         self.dim, self.num_global_tokens = dim, num_global_tokens
         self.input_adapters = nn.ModuleDict(dict(input_adapters))
         self.output_adapters = nn.ModuleDict(dict(output_adapters or {}))
@@ -108,14 +115,17 @@ class MultiViT(nn.Module):
         The picture's size is that of the first modality in the model's order, times its stride.
 
         Raises:
-            ValueError: no picture of a modality that the model encodes, or sizes that disagree.
+            ValueError: no picture of a modality that the model encodes, or sizes or numbers of
+                examples that disagree.
         """
         grids: dict[str, tuple[int, int]] = {}
         sizes: dict[str, tuple[int, int]] = {}
+        counts: dict[str, int] = {}
         for name, adapter in self._adapters(pictures):
             picture, stride = pictures[name], adapter.stride
             grids[name] = adapter.grid(picture)
             sizes[name] = picture.shape[-2] * stride, picture.shape[-1] * stride
+            counts[name] = len(picture)
         if not grids:
             raise ValueError(
                 f"the model encodes {', '.join(self.input_adapters)}; given {', '.join(pictures)}"
@@ -123,6 +133,9 @@ class MultiViT(nn.Module):
         if len(set(sizes.values())) > 1:
             said = ", ".join(f"{name} {h} x {w}" for name, (h, w) in sizes.items())
             raise ValueError(f"the modalities show pictures of different sizes: {said}")
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(f"the modalities are of different numbers of examples: {said}")
         return Layout(next(iter(sizes.values())), grids, self.num_global_tokens)
 
     def embed(self, pictures: Pictures) -> Tensor:
@@ -216,7 +229,7 @@ class MultiMAE(MultiViT):
         layout = self.layout(pictures)
         tokens = self.embed(pictures)
         if isinstance(masks, TokenOrder):
-            order = masks
+            order = _checked(masks, num_encoded_tokens)
         elif masks is not None:
             order = self._order_of(masks, layout, num_encoded_tokens)
         elif num_encoded_tokens is None:
@@ -268,7 +281,9 @@ class MultiMAE(MultiViT):
             found = masks[name].flatten(1).shape[1]
             if found != size:
                 raise ValueError(f"{name} has {size} tokens, its mask {found}")
-        return given_order({name: masks[name] for name in layout.grids}, num_encoded_tokens)
+        device = self.global_tokens.device
+        ordered = {name: masks[name].to(device) for name in layout.grids}
+        return given_order(ordered, num_encoded_tokens)
 
     def task_of(self, output: str) -> str:
         """The modality that an output predicts: ``norm_rgb`` predicts rgb."""
@@ -282,6 +297,19 @@ class MultiMAE(MultiViT):
         decoder = self.output_adapters[output]
         assert isinstance(decoder, SpatialOutput)
         return decoder
+
+
+def _checked(order: TokenOrder, num_encoded_tokens: int | None) -> TokenOrder:
+    if not 1 <= order.num_visible <= order.order.shape[-1]:
+        raise ValueError(
+            f"masks leave {order.num_visible} of {order.order.shape[-1]} tokens visible"
+        )
+    if num_encoded_tokens not in (None, order.num_visible):
+        raise ValueError(
+            f"masks leave {order.num_visible} tokens visible, num_encoded_tokens is "
+            f"{num_encoded_tokens}"
+        )
+    return order
 
 
 def initialize(model: nn.Module) -> None:

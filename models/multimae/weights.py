@@ -74,7 +74,7 @@ def read_weights(path: str | Path) -> Weights:
             try:
                 found = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # a damaged pickle fails with whatever it comes upon
-                said = str(error) or type(error).__name__
+                said = (str(error) or type(error).__name__).splitlines()[0]
                 raise ValueError(f"{path} cannot be read as weights: {said}") from error
     for key in ("model", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

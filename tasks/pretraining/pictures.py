@@ -24,8 +24,14 @@ from attent.tasks.pretraining.task import MaskedPretraining
 SCENES = 6
 """Shown."""
 
-GREY = 0.5
-"""Of patches that were not seen."""
+HIDDEN = 0.93
+"""Shade of patches that were not seen; near white, which no class of the palettes is."""
+
+
+WORDS = (
+    "Held-out scenes: each modality, the patches of it that were seen, and these with the others as "
+    "they were predicted (norm_rgb: its patches at the original's mean and contrast)"
+)
 
 
 def thumbnails(batch: TensorDict) -> list[tuple[Tensor, str]]:
@@ -37,7 +43,7 @@ def thumbnails(batch: TensorDict) -> list[tuple[Tensor, str]]:
 
 
 def reconstructions(run: Run) -> list[tuple[str, Figure, str]]:
-    """Of a few held-out scenes: input, what was seen of it, and what was predicted.
+    """Of a few held-out scenes: input, what was seen of it, and the rest as it was predicted.
 
     Args:
         run: its state holds the weights that are shown.
@@ -65,27 +71,28 @@ def reconstructions(run: Run) -> list[tuple[str, Figure, str]]:
             columns += _rgb(target, predicted, predictions["norm_rgb"].float().cpu(), seen, grid)
         else:
             columns += _three(name, target, predicted, seen)
-    return [("reconstructions", _grid(columns, count), "Held-out scenes and their reconstructions")]
+    return [("reconstructions", _grid(columns, count), WORDS)]
 
 
 Column = tuple[str, np.ndarray, dict]
 
 
 def _three(name: str, target: Tensor, predicted: Tensor, seen: Tensor) -> list[Column]:
-    """Input, seen, predicted, of one modality."""
+    """Input, what was seen of it, and the same with the rest predicted; of one modality."""
+    if name == "rgb":
+        return _colours(target, {"predicted": predicted}, seen)
     if name == "semseg":
         classes = predicted.shape[1]
         truth, guess = target.numpy(), predicted.argmax(dim=1).numpy()
         options = {"cmap": _palette(classes), "vmin": 0, "vmax": classes - 1}
-        hidden = np.ma.masked_array(truth, ~_upsampled(seen, truth.shape[-1]))
-        return [(name, truth, options), ("seen", hidden, options), ("predicted", guess, options)]
-    if name == "rgb":
-        return _colours(target, {"predicted": predicted}, seen)
-    truth, guess = target[:, 0].numpy(), predicted[:, 0].numpy()
-    low, high = np.quantile(truth, [0.01, 0.99])
-    options = {"cmap": "viridis", "vmin": float(low), "vmax": float(high)}
-    hidden = np.ma.masked_array(truth, ~_upsampled(seen, truth.shape[-1]))
-    return [(name, truth, options), ("seen", hidden, options), ("predicted", guess, options)]
+    else:
+        truth, guess = target[:, 0].numpy(), predicted[:, 0].numpy()
+        low, high = np.quantile(truth, [0.01, 0.99])
+        options = {"cmap": "viridis", "vmin": float(low), "vmax": float(high)}
+    there = _upsampled(seen, truth.shape[-1])
+    hidden = np.ma.masked_array(truth, ~there)
+    filled = np.where(there, truth, guess)
+    return [(name, truth, options), ("seen", hidden, options), ("predicted", filled, options)]
 
 
 def _rgb(
@@ -101,7 +108,7 @@ def _rgb(
     mean = F.avg_pool2d(target.mean(dim=1, keepdim=True), side)
     wide = F.avg_pool2d((unit * target).mean(dim=1, keepdim=True), side)
     scale, shift = (F.interpolate(part, scale_factor=side) for part in (wide, mean))
-    return _colours(target, {"predicted": predicted, "patches": normalized * scale + shift}, seen)
+    return _colours(target, {"predicted": predicted, "norm_rgb": normalized * scale + shift}, seen)
 
 
 def _colours(target: Tensor, predicted: dict[str, Tensor], seen: Tensor) -> list[Column]:
@@ -111,8 +118,9 @@ def _colours(target: Tensor, predicted: dict[str, Tensor], seen: Tensor) -> list
         return (pictures * deviation + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
     truth = pixels(target)
-    hidden = np.where(_upsampled(seen, truth.shape[2])[..., None], truth, GREY)
-    made = [(name, pixels(picture), {}) for name, picture in predicted.items()]
+    there = _upsampled(seen, truth.shape[2])[..., None]
+    hidden = np.where(there, truth, HIDDEN)
+    made = [(name, np.where(there, truth, pixels(made)), {}) for name, made in predicted.items()]
     return [("rgb", truth, {}), ("seen", hidden, {}), *made]
 
 
@@ -130,7 +138,7 @@ def _palette(classes: int) -> matplotlib.colors.Colormap:
 
 
 def _grid(columns: Sequence[Column], rows: int) -> Figure:
-    """A row a scene, a column a picture of it; what is masked in grey."""
+    """A row a scene, a column a picture of it; what is masked in near white."""
     with matplotlib.rc_context({"font.size": 8}):
         figure = Figure(figsize=(9, 0.95 * rows * 10 / len(columns)), layout="constrained")
         axes = figure.subplots(rows, len(columns), squeeze=False)
@@ -142,7 +150,7 @@ def _grid(columns: Sequence[Column], rows: int) -> Figure:
                 shown = dict(options)
                 if "cmap" in shown:
                     shown["cmap"] = matplotlib.colormaps.get_cmap(shown["cmap"]).with_extremes(
-                        bad=(GREY, GREY, GREY)
+                        bad=(HIDDEN, HIDDEN, HIDDEN)
                     )
                 ax.imshow(pictures[i], interpolation="nearest", **shown)
     return figure

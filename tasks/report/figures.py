@@ -20,6 +20,8 @@ from attent.tasks.report.history import History, Selection
 Thumbnails = Callable[[TensorDict], Sequence[tuple[torch.Tensor, str]]]
 
 COLORS = ["#3b6fb6", "#d1662f", "#3d9a6b", "#8d5bb0", "#b8324e", "#6b6b6b"]
+FLOOR = 1e-6
+"""Scores below are drawn there where the axis is logarithmic."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -49,7 +51,7 @@ def learning_curves(runs: Sequence[History], measure: Measure) -> Figure:
                     x, y = run.series(entry, metric)
                     ax.plot(x, y, color=color, lw=1.4, label=run.name)
                 if not measure.percent or metric == "train_loss":
-                    ax.set_yscale("log")
+                    _scaled(ax)
                 if i == 1:
                     ax.set_xlabel(entry_name)
                 if j == 0:
@@ -57,6 +59,32 @@ def learning_curves(runs: Sequence[History], measure: Measure) -> Figure:
         if len(runs) > 1:
             axes[0, 0].legend()
         return figure
+
+
+def parts_of_quality(runs: Sequence[History], measures: Sequence[Measure]) -> Figure | None:
+    """Further held-out figures, each in a picture of its own, against examples trained on."""
+    if not measures:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        axes = figure.subplots(1, len(measures), squeeze=False)[0]
+        for ax, measure in zip(axes, measures, strict=True):
+            for run, color in zip(runs, _cycle(len(runs)), strict=True):
+                x, y = run.series("seen", measure.metric)
+                ax.plot(x, y, color=color, lw=1.4, label=run.name)
+            if not measure.percent:
+                _scaled(ax)
+            ax.set_title(measure.title)
+            ax.set_xlabel("examples trained on")
+        return figure
+
+
+def _scaled(ax: Axes) -> None:
+    """A logarithmic axis for curves that span more than a power of ten; plain numbers otherwise."""
+    drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
+    drawn = drawn[drawn > 0]
+    if drawn.size and drawn.max() > 10 * drawn.min():
+        ax.set_yscale("log")
 
 
 def schedule(run: History) -> Figure:
@@ -94,21 +122,28 @@ def score_distributions(run: History) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         ax: Axes = figure.subplots()
-        floor = 1e-6
-        logs = [np.log10(np.maximum(s.scores, floor)) for s in scored]
+        values = [s.scores for s in scored]
+        # Scores of much the same size are shown as they are, others by their logarithm.
+        logarithmic = max(map(np.max, values)) >= 100 * min(map(np.min, values))
+        if logarithmic:
+            values = [np.log10(np.maximum(x, FLOOR)) for x in values]
         places = np.arange(1, len(scored) + 1)
-        parts = ax.violinplot(logs, places, widths=0.85, showextrema=False, points=200)
+        parts = ax.violinplot(values, places, widths=0.85, showextrema=False, points=200)
         for body in parts["bodies"]:  # type: ignore[union-attr]
             body.set(facecolor=COLORS[0], alpha=0.35, edgecolor=COLORS[0])
-        medians = [np.median(x) for x in logs]
+        medians = [np.median(x) for x in values]
         ax.plot(places, medians, ".-", color=COLORS[0], lw=1, label="median")
-        cuts = [x[s.selected].min() for x, s in zip(logs, scored, strict=True)]
+        cuts = [x[s.selected].min() for x, s in zip(values, scored, strict=True)]
         ax.plot(places, cuts, "_", color=COLORS[1], ms=16, mew=2, label="lowest selected")
-        low, high = int(np.floor(min(map(np.min, logs)))), int(np.ceil(max(map(np.max, logs))))
-        ax.set_yticks(range(low, high + 1), [f"$10^{{{e}}}$" for e in range(low, high + 1)])
+        title = "scores at each selection"
+        if logarithmic:
+            low = int(np.floor(min(map(np.min, values))))
+            high = int(np.ceil(max(map(np.max, values))))
+            ax.set_yticks(range(low, high + 1), [f"{10.0**e:g}" for e in range(low, high + 1)])
+            title += f" (below {FLOOR:g} drawn there)"
         ax.set_xticks(places, [_label(s, scored) for s in scored], fontsize=7)
         ax.set(xlabel="selection (cycle)", ylabel=f"score: {_signal(run)}")
-        ax.set_title(f"scores at each selection (below {floor:g} drawn there)")
+        ax.set_title(title)
         ax.legend(loc="upper right", ncols=2)
         return figure
 

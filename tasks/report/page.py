@@ -62,6 +62,7 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
             "learning_curves",
             "Loss and quality",
         ),
+        *_parts(runs, where),
     ]
     for run in runs:
         sections += _run_section(run, where, prefix="" if len(runs) == 1 else f"{run.name}_")
@@ -133,14 +134,38 @@ def _table(runs: Sequence[History]) -> str:
     ]  # fmt: skip
     for measure in measures:
         heads += [measure.title, "best"] if measure in first else [measure.title]
+    return _as_table(heads, [_row(run, measures, first) for run in runs])
+
+
+def _parts(runs: Sequence[History], where: Path) -> list[str]:
+    """The parts of what was measured, where a command has them: a table and a picture."""
+    measures = [
+        measure
+        for measure in {m: None for run in runs for m in COMMANDS[run.command].parts}
+        if any(_has(run, measure) for run in runs)
+    ]
+    figure = figures.parts_of_quality(runs, measures)
+    if figure is None:
+        return []
+    rows = [[run.name, *(_last(run, measure) for measure in measures)] for run in runs]
+    return [
+        "<h2>Held-out figures by part</h2>",
+        _as_table(["run", *(measure.title for measure in measures)], rows),
+        _picture(figure, where, "parts", "Held-out figures by part"),
+    ]
+
+
+def _as_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row(run, measures, first))
-        + "</tr>"
-        for run in runs
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    head = "".join(f"<th>{name}</th>" for name in heads)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _last(run: History, measure: Measure) -> str:
+    (values,) = run.series(measure.metric)
+    return measure.text(values[-1]) if values.size else "-"
 
 
 def _has(run: History, measure: Measure) -> bool:
@@ -151,9 +176,9 @@ def _row(run: History, measures: Sequence[Measure], first: Collection[Measure]) 
     last: dict[str, Any] = run.log[-1]
     held_out = []
     for measure in measures:
-        (values,) = run.series(measure.metric)
-        held_out.append(measure.text(values[-1]) if values.size else "-")
+        held_out.append(_last(run, measure))
         if measure in first:
+            (values,) = run.series(measure.metric)
             best = max if measure.larger_is_better else min
             held_out.append(measure.text(best(values)) if values.size else "-")
     cost = last["forwarded"] + (TRAIN_COST - 1) * last["backwarded"]

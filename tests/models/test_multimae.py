@@ -295,6 +295,18 @@ def test_outputs_named_so_are_decoded_in_float32_outside_autocast():
         ({"masks": dict.fromkeys(DOMAINS, torch.ones(2, 16))}, "masks leave no token visible"),
         ({"masks": dict.fromkeys(DOMAINS, torch.eye(16)[:1])}, "masks are of 1 x 48 .* 2 x 48"),
         ({"masks": TokenOrder(torch.arange(9).expand(2, -1), 3)}, "masks are of 2 x 9 .* 2 x 48"),
+        (
+            {"masks": drawn([16] * 3, 11), "num_encoded_tokens": 12},
+            "masks leave 11 tokens visible, num_encoded_tokens is 12",
+        ),
+        (
+            {"masks": TokenOrder(torch.arange(48).expand(2, -1), 0)},
+            "masks leave 0 of 48 tokens visible",
+        ),
+        (
+            {"masks": TokenOrder(torch.arange(48).expand(2, -1), 49)},
+            "masks leave 49 of 48 tokens visible",
+        ),
         ({"num_encoded_tokens": 5}, "masks are drawn from a generator: give one"),
         ({"num_encoded_tokens": 49, "generator": torch.Generator()}, "from 1 to 48, got 49"),
     ],
@@ -314,6 +326,10 @@ def test_masks_that_do_not_fit(options, said):
         (
             pictures("rgb", height=16) | pictures("semseg"),
             "different sizes: rgb 16 x 32, semseg 32 x 32",
+        ),
+        (
+            pictures("rgb") | {"depth": pictures("depth")["depth"][:1]},
+            "different numbers of examples: rgb 2, depth 1",
         ),
     ],
 )

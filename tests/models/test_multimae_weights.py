@@ -132,6 +132,13 @@ def test_nothing_in_a_file_is_executed(tmp_path, state):
     assert not trap.exists()
 
 
+def test_what_is_said_of_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    torch.save({"weights": torch.nn.Linear(1, 1)}, tmp_path / "module.pth")
+    with pytest.raises(ValueError, match="module.pth cannot be read as weights: .") as caught:
+        read_weights(tmp_path / "module.pth")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.6, 0.98])
 @pytest.mark.parametrize("name", ["weights.pth", "old.pth", "weights.safetensors"])
 def test_a_damaged_file_is_said_to_be_one(tmp_path, state, name, part):
