@@ -8,11 +8,12 @@ import pytest
 
 from attent.tasks.cli import parser, rewritten
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.mark.slow
@@ -31,15 +32,32 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
     assert len(namespace["Squares"]().fetch(namespace["torch"].tensor([3]))) == 1
 
 
-def test_commands_are_understood(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    commands = [shlex.split(line, comments=True) for line in text.splitlines()]
-    ours = [words[1:] for words in commands if words and words[0] == "attent"]
-    assert {words[0] for words in ours} == {"classify", "plan", "resume", "report"}
+@pytest.mark.parametrize(
+    ("page", "commands"),
+    [
+        ("README.md", {"classify", "pretrain", "plan", "resume", "report", "export"}),
+        ("docs/pretraining.md", {"pretrain", "plan", "export"}),
+    ],
+)
+def test_commands_are_understood(page, commands, monkeypatch, tmp_path):
+    for folder in ("tasks", "pipeline"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "my.yaml").write_text("model: pretrain_multimae_base\n")
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(blocks("bash", (ROOT / page).read_text())).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    ours = [words[1:] for words in lines if words and words[0] == "attent"]
+    assert {words[0] for words in ours} == commands
     for words in ours:
         _, words = rewritten(words)
         assert parser().parse_args(words).command == words[0]
+
+
+@pytest.mark.parametrize("page", ["docs/pretraining.md"])
+def test_python_of_the_other_pages_runs(page, capsys):
+    for block in blocks("python", (ROOT / page).read_text()):
+        exec(compile(block, page, "exec"), {"__name__": page})
+    assert "'norm_rgb': [2, 3, 64, 64]" in capsys.readouterr().out
 
 
 def test_make_targets_exist():
@@ -50,5 +68,5 @@ def test_make_targets_exist():
         for line in block.splitlines()
         if line.startswith("make ")
     }
-    assert named == {"run", "test"}
+    assert named == {"run", "digits", "test"}
     assert all(f"\n{target}:" in makefile for target in named)
