@@ -21,6 +21,7 @@ def evaluate(
     *,
     split: str = "val",
     batch_size: int = 256,
+    weights: str = "params",
     loading: Loading | None = None,
     name: str | None = None,
 ) -> Stage:
@@ -31,6 +32,7 @@ def evaluate(
         source: the held-out examples.
         split: what they are called: metrics are ``metrics/<split>_<name>``.
         batch_size: examples in one forward.
+        weights: the entry that holds them: ``params``, or ``ema``, which `train` may keep.
         loading: workers and prefetching.
         name: of the stage; by default ``evaluate <split>``.
 
@@ -46,7 +48,7 @@ def evaluate(
     names = tuple(task.metrics())
 
     def apply(state: TensorDict) -> TensorDict:
-        model, metrics = Frozen(task, state), task.metrics()
+        model, metrics = Frozen(task, state, weights), task.metrics()
         with torch.no_grad():
             for batch in Stream(source, range(len(source)), batch_size, loading=loading):
                 ready = model.prepare(batch)
@@ -67,7 +69,7 @@ def evaluate(
     own = {("metrics", f"{split}_{entry}") for entry in (*names, "step")}
     return Stage(
         name=name or f"evaluate {split}",
-        reads={"params", "buffers", "seed", ("clock", "step")},
+        reads={weights, "buffers", "seed", ("clock", "step")},
         writes=own | {("plan", "eval_due")},
         apply=apply,
         init=init,

@@ -6,6 +6,7 @@ millisecond) and updates them in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from attent.pipeline.schedules import Schedule
 
 Groups = list[dict[str, Any]]
 
+Scales = Callable[[nn.Module], Mapping[str, float]]
+"""A model -> multipliers of the learning rate by parameter name; 1 for those it leaves out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -29,12 +33,31 @@ class Optimizer:
         make: parameter groups -> a torch optimiser.
         lr: learning rate over the budget spent.
         weight_decay: over the budget spent; see `decays`.
+        scales: multipliers of the learning rate for some parameters (layer-wise decay).
     """
 
     name: str
     make: Callable[[Groups], torch.optim.Optimizer]
     lr: Schedule
     weight_decay: Schedule
+    scales: Scales | None = None
+
+    def scales_of(self, model: nn.Module) -> dict[str, float]:
+        """The multipliers for a model.
+
+        Raises:
+            ValueError: one below 0, or of a parameter that the model has not.
+        """
+        if self.scales is None:
+            return {}
+        found = dict(self.scales(model))
+        unknown = found.keys() - dict(model.named_parameters()).keys()
+        if unknown:
+            raise ValueError(f"scales name {min(unknown)!r}, which is no parameter of the model")
+        for name, scale in found.items():
+            if not 0 <= scale < math.inf:
+                raise ValueError(f"the scale of {name} must be at least 0, got {scale}")
+        return found
 
 
 def adamw(
@@ -44,6 +67,7 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     fused: bool | None = None,
+    scales: Scales | None = None,
 ) -> Optimizer:
     """AdamW (Loshchilov and Hutter, ICLR 2019), by torch.
 
@@ -53,12 +77,14 @@ def adamw(
         betas: decay of the first and second moment, in [0, 1).
         eps: added to the root of the second moment.
         fused: torch's one-kernel update; None lets torch choose.
+        scales: multipliers of the learning rate by parameter; decay is scaled with it.
     """
     return Optimizer(
         name="adamw",
         make=lambda groups: torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused),
         lr=_schedule("lr", lr),
         weight_decay=_schedule("weight_decay", weight_decay),
+        scales=scales,
     )
 
 
@@ -69,8 +95,9 @@ def sgd(
     weight_decay: float | Schedule = 0.0,
     nesterov: bool = False,
     dampening: float = 0.0,
+    scales: Scales | None = None,
 ) -> Optimizer:
-    """Stochastic gradient descent with momentum, by torch.
+    """Stochastic gradient descent with momentum, by torch; arguments as of `adamw`.
 
     Raises:
         ValueError: dampening other than 0: torch starts the momentum at the undampened first
@@ -85,6 +112,7 @@ def sgd(
         make=lambda groups: torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov),
         lr=_schedule("lr", lr),
         weight_decay=_schedule("weight_decay", weight_decay),
+        scales=scales,
     )
 
 
@@ -147,6 +175,7 @@ class BoundOptimizer:
         params: name -> the module's parameter, bound to the state's storage.
         held: ``optim`` of the state, as from `moments`.
         decay: (name, parameter) -> whether weight decay applies.
+        scales: multipliers of the learning rate by name; 1 for those left out.
     """
 
     def __init__(
@@ -155,12 +184,19 @@ class BoundOptimizer:
         params: Mapping[str, nn.Parameter],
         held: TensorDict,
         decay: Callable[[str, Tensor], bool],
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         self.spec = optimizer
-        decayed = [p for name, p in params.items() if decay(name, p)]
-        others = [p for name, p in params.items() if not decay(name, p)]
-        groups: Groups = [{"params": decayed, "decays": True}, {"params": others, "decays": False}]
-        self.torch = optimizer.make([group for group in groups if group["params"]])
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in params.items():
+            kind = decay(name, parameter), (scales or {}).get(name, 1.0)
+            groups.setdefault(kind, []).append(parameter)
+        self.torch = optimizer.make(
+            [
+                {"params": members, "decays": decayed, "scale": scale}
+                for (decayed, scale), members in sorted(groups.items(), key=lambda g: g[0])
+            ]
+        )
         self._held: list[tuple[dict[str, Any], str, Tensor]] = []
         for name, parameter in params.items():
             entry = find(held, name)
@@ -171,14 +207,14 @@ class BoundOptimizer:
                     self._held.append((moments_of, moment, value))
 
     def step(self, progress: float) -> float:
-        """Update the parameters by their gradients; returns the learning rate.
+        """Update the parameters by their gradients; returns the learning rate before scales.
 
         Args:
             progress: share of the budget spent when this step is done, in [0, 1].
         """
         rate = self.spec.lr(progress)
         for group in self.torch.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
             group["weight_decay"] = self.spec.weight_decay(progress) if group["decays"] else 0.0
         self.torch.step()
         return rate

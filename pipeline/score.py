@@ -136,12 +136,13 @@ class Frozen:
     Args:
         task: what is learned.
         state: holds ``params``, ``buffers`` and ``seed``.
+        weights: the entry that holds the parameters.
     """
 
-    def __init__(self, task: Task, state: TensorDict) -> None:
+    def __init__(self, task: Task, state: TensorDict, weights: str = "params") -> None:
         self.task = task
         self.seed = number(state, "seed")
-        self.params = flat(branch(state, "params"))
+        self.params = flat(branch(state, weights))
         self.buffers = flat(branch(state, "buffers"))
         self.device = next(iter(self.params.values())).device
         task.model.eval()

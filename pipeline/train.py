@@ -39,6 +39,7 @@ def train(
     step: Step | None = None,
     steps: int = 50,
     observe: bool | Literal["loss", "grad_norm"] = False,
+    ema: float | None = None,
     loading: Loading | None = None,
     name: str = "train",
 ) -> Stage:
@@ -60,6 +61,9 @@ def train(
             weights that move; ``scores/step`` says when. ``"loss"`` (or True) is free;
             ``"grad_norm"`` records the norm of each example's gradient too, for a part of a step
             more (see `attent.pipeline.ghost`).
+        ema: keep an exponential moving average of the parameters too, as ``ema``: after each step
+            it is ``ema`` of what it was and the rest of what they are. It starts at the initial
+            parameters. In [0, 1); `evaluate` can measure it.
         loading: workers and prefetching.
         name: of the stage.
 
@@ -75,6 +79,8 @@ def train(
         raise ValueError(f"task {task.name!r} has no trainable parameter")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"ema is in [0, 1), got {ema}")
     if step.batch_size > num_examples:
         raise ValueError(
             f"batch_size {step.batch_size} is above the {num_examples} training examples"
@@ -82,9 +88,10 @@ def train(
     observed = _observed(observe)
     if "grad_norm" in observed and step.compile:
         raise ValueError("gradient norms cannot be observed in a compiled model: compile=False")
-    trainer = _Trainer(task, source, optimizer, step, steps, observed, loading)
+    trainer = _Trainer(task, source, optimizer, step, steps, observed, ema, loading)
+    averages = set() if ema is None else {("ema",)}
     scores = {("scores", entry) for entry in (*observed, "step")} if observed else set()
-    writes = {"params", "buffers", "optim"} | FIGURES | scores | {
+    writes = {"params", "buffers", "optim"} | FIGURES | scores | averages | {
         ("clock", "offset"), ("clock", "step"), ("clock", "seen"),
         ("ledger", "forwarded"), ("ledger", "backwarded"),
     }  # fmt: skip
@@ -97,7 +104,7 @@ def train(
         writes=writes,
         apply=trainer.apply,
         init=trainer.init,
-        provides={"optim"} | FIGURES | (scores - {("scores", "step")}),
+        provides={"optim"} | FIGURES | averages | (scores - {("scores", "step")}),
         note=f"{optimizer.name}, batches of {step.batch_size}, up to {steps} steps a tick",
     )
 
@@ -121,21 +128,26 @@ class _Trainer:
         step: Step,
         steps: int,
         observe: tuple[str, ...],
+        ema: float | None,
         loading: Loading | None,
     ) -> None:
         self.task = task
         self.source = source
         self.optimizer = optimizer
         self.decays = decays(task.model)
+        self.scales = optimizer.scales_of(task.model)
         self.clip = step.clip
         self.steps = steps
         self.observe = observe
+        self.ema = ema
         self.streams = _OpenStream(source, step.batch_size, loading)
         self.compute = Compute(task, source, step, norms="grad_norm" in observe)
 
     def init(self, state: TensorDict) -> TensorDict:
         if not has(state, "optim"):
             place(state, "optim", moments(self.optimizer, trainable(self.task.model)))
+        if self.ema is not None and not has(state, "ema"):
+            place(state, "ema", branch(state, "params").clone())
         for figure in FIGURES:
             ensure(state, figure, torch.tensor(math.nan, dtype=torch.float64))
         for signal in self.observe:
@@ -151,8 +163,10 @@ class _Trainer:
         params, buffers = bind(self.task.model, state)
         if not all(module.training for module in self.task.model.modules()):
             self.task.model.train()  # which is slow
-        bound = BoundOptimizer(self.optimizer, params, branch(state, "optim"), self.decays)
+        held = branch(state, "optim")
+        bound = BoundOptimizer(self.optimizer, params, held, self.decays, self.scales)
         books = _Books(state, self.observe)
+        averages = _Averages(state, params, self.ema) if self.ema is not None else None
         stream = self.streams.at(state, room)
         # What is known of the whole tick's examples at once: a call costs more than its numbers.
         ahead = self.streams.ahead(room, self.steps)
@@ -170,12 +184,28 @@ class _Trainer:
                     nn.utils.clip_grad_norm_(list(params.values()), self.clip)
                 room = room.after(len(batch))
                 rate = bound.step(room.seen / room.budget)
+                if averages is not None:
+                    averages.update()
                 bound.torch.zero_grad(set_to_none=True)
                 books.commit(batch["index"], seen, rate)
                 if room.examples <= 0:
                     break
         self.streams.left_at(room)
         return state
+
+
+class _Averages:
+    """The moving averages of the parameters, the state's own tensors."""
+
+    def __init__(self, state: TensorDict, params: dict[str, nn.Parameter], decay: float) -> None:
+        held = branch(state, "ema")
+        self.params = list(params.values())
+        self.averages = [tensor(held, name) for name in params]
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(self.averages, self.params, 1 - self.decay)
 
 
 @dataclass(frozen=True)

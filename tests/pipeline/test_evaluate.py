@@ -58,6 +58,15 @@ def test_init_keeps_the_last_evaluation(task):
     assert differences(initialize(stage, after.clone()), after) == []
 
 
+def test_moving_averages_are_measured_where_asked_for(task):
+    stage = evaluate(task, HELD_OUT, weights="ema")
+    state = initial_state(task, tiny_source())
+    state["ema"] = state["params"].clone()
+    state["params", "linear.weight"] = torch.full((1, 3), 7.0)
+    metrics = run(stage, initialize(stage, state))["metrics"]
+    assert float(metrics["val_loss"]) == pytest.approx(LOSS)
+
+
 def test_metrics_are_new_for_each_evaluation(task):
     stage = evaluate(task, HELD_OUT)
     state = ready(stage, task)

@@ -76,6 +76,7 @@ STAGES = {
         lambda t, s: tiny_train(t, s, steps=3, loading=ap.Loading(workers=2)), noise=0.3
     ),
     "train sgd": lambda: _ready(lambda t, s: tiny_train(t, s, steps=3, optimizer=ap.sgd(0.1))),
+    "train with averages": lambda: _ready(lambda t, s: tiny_train(t, s, steps=3, ema=0.9)),
     "train while a score is due": lambda: _ready(lambda t, s: tiny_train(t, s), "score_due"),
     "reschedule": _reschedule,
     "evaluate": lambda: _ready(lambda t, s: ap.evaluate(t, tiny_source(8)), "eval_due"),

@@ -235,6 +235,62 @@ def test_decay_is_for_matrices_only():
     assert "pos_embed" not in decayed
 
 
+def test_learning_rates_are_scaled_by_parameter():
+    def moved(scales):
+        task, source = TinyTask(), tiny_source()
+        stage = tiny_train(
+            task, source, optimizer=sgd(0.1, momentum=0.0, scales=scales), steps=1,
+            step=Step(batch_size=20),
+        )  # fmt: skip
+        state = initialize(stage, budgeted(task, source))
+        after = run(stage, state)
+        return {k: after["params", k] - state["params", k] for k in state["params"].keys()}, after
+
+    plain, _ = moved(None)
+    scaled, after = moved(lambda model: {"linear.weight": 0.25})
+    torch.testing.assert_close(scaled["linear.weight"], 0.25 * plain["linear.weight"])
+    assert torch.equal(scaled["linear.bias"], plain["linear.bias"])
+    assert float(after["metrics", "lr"]) == 0.1  # before scales
+
+
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        ({"linear.wieght": 0.5}, "scales name 'linear.wieght', which is no parameter"),
+        ({"linear.bias": -1.0}, "the scale of linear.bias must be at least 0, got -1"),
+    ],
+)
+def test_scales_that_fit_no_model(scales, said):
+    with pytest.raises(ValueError, match=said):
+        tiny_train(TinyTask(), tiny_source(), optimizer=sgd(0.1, scales=lambda model: scales))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_the_moving_average_is_that_of_every_step_wherever_ticks_end(steps):
+    task, source = TinyTask(), tiny_source()
+    stage = tiny_train(task, source, steps=steps, ema=0.75)
+    state = initialize(stage, budgeted(task, source))
+    one = tiny_train(TinyTask(), source, steps=1)
+    slow = initialize(one, budgeted(TinyTask(), source))
+    average = {k: v.clone() for k, v in slow["params"].items()}
+    for _ in range(5):  # a pass of 20 examples in batches of 4
+        slow = run(one, slow)
+        for name, value in average.items():
+            average[name] = 0.75 * value + 0.25 * slow["params", name]
+    while int(state["clock", "offset"]) < 20:
+        state = run(stage, state)
+    for name, value in average.items():
+        torch.testing.assert_close(state["ema", name], value, rtol=1e-6, atol=1e-7)
+        assert torch.equal(state["params", name], slow["params", name])
+    assert not torch.equal(state["ema", "linear.weight"], state["params", "linear.weight"])
+
+
+@pytest.mark.parametrize("ema", [-0.1, 1.0])
+def test_a_moving_average_out_of_range(ema):
+    with pytest.raises(ValueError, match=r"ema is in \[0, 1\)"):
+        tiny_train(TinyTask(), tiny_source(), ema=ema)
+
+
 def test_frozen_parameters_and_buffers():
     task, source = TinyTask(), tiny_source()
     stage = tiny_train(task, source)
