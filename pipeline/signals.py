@@ -1,7 +1,7 @@
 """Signals: what is measured of each example.
 
-`vmap_grad_norms`, by ``torch.func.vmap`` over a functional call, is the definition of a gradient
-norm; `attent.pipeline.ghost` computes the same for less.
+`looped_grad_norms`, by plain autograd of one example at a time, is the definition of a gradient
+norm, for any model; `vmap_grad_norms` maps it, and `attent.pipeline.ghost` computes it for less.
 
 Shapes: B examples in a batch, P trainable parameters in all.
 """
@@ -57,6 +57,25 @@ def example_losses(
     """The loss of each example, ``[B]``, from one batched forward without gradient."""
     with torch.no_grad():
         return functional_losses(task, params, buffers, batch).float()
+
+
+def looped_grad_norms(
+    task: Task, params: Tensors, buffers: Tensors, batch: TensorDict, chunk: int | None = None
+) -> Tensor:
+    """The Euclidean norm of each example's gradient, ``[B]``, one example at a time.
+
+    ``s_i = || d loss_i / d params ||`` by plain autograd: for any model, also one whose examples
+    are of different numbers of rows (regions, tokens), at B forwards and backwards. A parameter
+    that an example does not use adds nothing.
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    norms = []
+    with torch.enable_grad():
+        for i in range(len(batch)):
+            loss = functional_losses(task, leaves, buffers, batch[i : i + 1])[0]
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            norms.append(_norm([g for g in found if g is not None]))
+    return torch.stack(norms)
 
 
 def vmap_grad_norms(
@@ -137,6 +156,7 @@ SIGNALS = {
         Signal(name="loss", measure=example_losses),
         Signal(name="grad_norm", measure=ghost.grad_norms, backward=True, explain=_explain_norms),
         Signal(name="vmap_grad_norm", measure=vmap_grad_norms, backward=True),
+        Signal(name="looped_grad_norm", measure=looped_grad_norms, backward=True),
         Signal(name="last_layer", measure=ghost.last_layer_norms, explain=_explain_head),
         Signal(name="output_grad_norm", measure=output_grad_norms),
     )

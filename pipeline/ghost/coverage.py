@@ -173,7 +173,7 @@ def _mistaken(first: list[Use], second: list[Use]) -> tuple[int, str] | None:
     if len(first) != len(second):
         raise GhostError(
             "the model uses its parameters otherwise with two examples than with three; use "
-            "vmap_grad_norm for such a model"
+            "looped_grad_norm for such a model"
         )
     return None
 

@@ -232,7 +232,7 @@ class Tape(TorchFunctionMode):
     def _astray(self, func: Any, sources: frozenset[str]) -> GhostError:
         return GhostError(
             f"the model took another path than before: {_name(func)} of {_listed(sources)}; "
-            "use vmap_grad_norm for a model whose path depends on the data"
+            "use looped_grad_norm for a model whose path depends on the data"
         )
 
     def _note(

@@ -58,6 +58,7 @@ STAGES = {
     "score grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "grad_norm"), "score_due"),
     "score output_grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "output_grad_norm")),
     "score vmap_grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "vmap_grad_norm")),
+    "score looped_grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "looped_grad_norm")),
     "score last_layer": lambda: _ready(lambda t, s: ap.score(t, s, "last_layer"), "score_due"),
     "score in parts": lambda: _ready(
         lambda t, s: ap.score(t, s, batch_size=3, examples_per_tick=6), "score_due"

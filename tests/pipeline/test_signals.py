@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from attent.pipeline import SIGNALS, Signal, generator
 from attent.pipeline.signals import (
     example_losses,
+    looped_grad_norms,
     output_grad_norms,
     signal_of,
     vmap_grad_norms,
@@ -102,6 +103,14 @@ def test_grad_norms_equal_a_loop(vit, chunk):
     assert measured.std() > 0.1
 
 
+def test_looped_norms_equal_vmap_and_are_without_a_graph(vit):
+    given = (vit, *parts(vit), images())
+    with torch.no_grad():
+        measured = looped_grad_norms(*given)
+    assert (measured.dtype, measured.shape) == (torch.float32, (BATCH,))
+    torch.testing.assert_close(measured, vmap_grad_norms(*given), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 3, 100])
 def test_output_grad_norms_of_cross_entropy(vit, chunk):
     batch = images()
@@ -139,7 +148,40 @@ def test_linear_regression_by_hand():
     torch.testing.assert_close(example_losses(*given), r**2)
     # The loss r^2 has the gradients 2 r x in w and 2 r in b, and 2 r in the output.
     torch.testing.assert_close(vmap_grad_norms(*given), 2 * r.abs() * (size**2 + 1).sqrt())
+    torch.testing.assert_close(looped_grad_norms(*given), 2 * r.abs() * (size**2 + 1).sqrt())
     torch.testing.assert_close(output_grad_norms(*given), 2 * r.abs())
+
+
+class Above(TinyTask):
+    """The sum of an example's entries above 0, by w; two or more of them add v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.w = nn.Parameter(torch.tensor(3.0))
+        self.model.v = nn.Parameter(torch.tensor(2.0))
+        self.model.forward = self.rows
+
+    def rows(self, x):
+        found = [row[row > 0] for row in x]
+        return torch.stack(
+            [self.model.w * r.sum() + (self.model.v if len(r) > 1 else 0) for r in found]
+        )
+
+    def losses(self, output, batch):
+        return output
+
+
+def test_examples_of_different_numbers_of_rows():
+    """The loss is w s + v [n > 1], with s the sum of the n entries above 0: no vmap can map it."""
+    task = Above()
+    x = torch.tensor([[1.0, 2.0, -1.0], [-1.0, -2.0, 4.0], [-1.0, -1.0, -1.0]])
+    batch = TensorDict({"x": x}, batch_size=[3])
+    # Gradients (s, [n > 1]): (3, 1), (4, 0), (0, 0).
+    expected = torch.tensor([math.sqrt(10), 4.0, 0.0])
+    torch.testing.assert_close(looped_grad_norms(task, *parts(task), batch), expected)
+    with pytest.raises(RuntimeError, match="vmap"):
+        vmap_grad_norms(task, *parts(task), batch)
 
 
 def test_a_frozen_factor_by_hand():
@@ -148,6 +190,7 @@ def test_a_frozen_factor_by_hand():
     r = 3 * batch["x"] @ torch.tensor([0.1, 0.2, 0.3]) - batch["y"]
     given = (task, *parts(task), batch)
     # f = 3 (w.x + b): the gradients are 6 r x and 6 r; that of the factor is not counted.
+    torch.testing.assert_close(looped_grad_norms(*given), 6 * r.abs() * (size**2 + 1).sqrt())
     torch.testing.assert_close(vmap_grad_norms(*given), 6 * r.abs() * (size**2 + 1).sqrt())
     torch.testing.assert_close(output_grad_norms(*given), 2 * r.abs())
 
@@ -233,7 +276,7 @@ def test_tied_weights_count_once_with_both_uses():
 def test_signals_by_name():
     assert [signal_of(name).name for name in SIGNALS] == list(SIGNALS)
     backward = [name for name, signal in SIGNALS.items() if signal.backward]
-    assert backward == ["grad_norm", "vmap_grad_norm"]
+    assert backward == ["grad_norm", "vmap_grad_norm", "looped_grad_norm"]
     own = Signal(name="own", measure=example_losses)
     assert signal_of(own) is own
 
