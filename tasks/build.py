@@ -113,9 +113,16 @@ def assemble(config: Any, task: Task, source: Source, held_out: Source) -> Run:
         ),
         steps=config.steps_per_tick,
         observe=observe or False,
+        ema=config.ema,
         loading=loading,
     )
-    measure = evaluate(task, held_out, batch_size=config.score_batch_size, loading=loading)
+    measure = evaluate(
+        task,
+        held_out,
+        batch_size=config.score_batch_size,
+        weights=weights_of(config),
+        loading=loading,
+    )
     tick = _recipe(config, task, source, stage, measure, loading)
     state = initial_state(task, source, seed=config.seed)
     validate(tick, state)
@@ -152,14 +159,30 @@ def check_labels(labels: Tensor, num_classes: int, split: str) -> None:
         )
 
 
+def weights_of(config: Any) -> str:
+    """The entry of the state whose weights are evaluated and exported."""
+    return "params" if config.ema is None else "ema"
+
+
 def optimizer_of(config: Any) -> Optimizer:
     """The optimiser and its schedule that the options name."""
+    scales = None
+    if config.layer_decay < 1:
+        from attent.models.layers import layer_scales
+
+        def scales(model: nn.Module) -> dict[str, float]:
+            return layer_scales(model, config.layer_decay)
+
     share = 0.05 if config.warmup_epochs is None else config.warmup_epochs / config.epochs
     lr = warmup_cosine(config.peak_lr, warmup=share, floor=config.min_lr)
     if config.optimizer == "sgd":
-        return sgd(lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return sgd(
+            lr, momentum=config.momentum, weight_decay=config.weight_decay, scales=scales
+        )
     first, second = config.betas
-    return adamw(lr, weight_decay=config.weight_decay, betas=(first, second))
+    return adamw(
+        lr, weight_decay=config.weight_decay, betas=(first, second), scales=scales
+    )
 
 
 def rule_of(config: Any) -> Rule:

@@ -92,6 +92,10 @@ class TrainingConfig:
         momentum: of optimizer sgd, in [0, 1).
         clip: largest norm of the gradient; null for no clipping.
         accumulate: parts a batch is cut into, to save memory.
+        layer_decay: learning rates by layer: each block of the encoder has this share of that of the
+            block after it; 1 for the same everywhere, in (0, 1].
+        ema: share that a moving average of the weights keeps of itself at each step, in [0, 1); it
+            is what is evaluated and exported. null for none.
         bf16: forward under bfloat16 autocast.
         compile: run the model through torch.compile.
     """
@@ -108,6 +112,8 @@ class TrainingConfig:
     momentum: float = 0.9
     clip: float | None = None
     accumulate: int = 1
+    layer_decay: float = 1.0
+    ema: float | None = None
     bf16: bool = False
     compile: bool = False
 
@@ -189,6 +195,8 @@ def check_shared(config: Any) -> None:
         need(config, name, lambda v: v is None or 0 < v < float("inf"), "above 0, or null")
     for name in ("weight_decay", "min_lr", "workers"):
         need(config, name, lambda v: v >= 0, "at least 0")
+    need(config, "layer_decay", lambda v: 0 < v <= 1, "in (0, 1]")
+    need(config, "ema", lambda v: v is None or 0 <= v < 1, "in [0, 1), or null")
     need(config, "momentum", lambda v: 0 <= v < 1, "in [0, 1)")
     two = "two numbers in [0, 1)"
     need(config, "betas", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v), two)

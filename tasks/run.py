@@ -44,6 +44,7 @@ from attent.pipeline import (
 )
 from attent.pipeline.checkpoint import CheckpointError, write_atomically
 from attent.pipeline.fit import finished
+from attent.pipeline.keys import has
 from attent.pipeline.observers import read_log
 from attent.tasks.build import Run
 from attent.tasks.commands import COMMANDS
@@ -179,7 +180,8 @@ def load_trained(folder: RunFolder) -> tuple[Run, int]:
     """What a run is made of, with the state of its last usable checkpoint.
 
     Returns:
-        The run, and the step of the checkpoint.
+        The run, its state holding the weights that were evaluated, and the step of the
+        checkpoint.
 
     Raises:
         CheckpointError: it has none.
@@ -189,8 +191,17 @@ def load_trained(folder: RunFolder) -> tuple[Run, int]:
     store = CheckpointFolder(folder.checkpoints, keep=config.keep)
     saved, about, origin = store.load_last(allow_previous=True)
     run = COMMANDS[command].build(config, initial=False)
-    state = restore(run.state, saved, origin)
+    state = measured(restore(run.state, saved, origin))
     return dataclasses.replace(run, state=state), int(about["step"])
+
+
+def measured(state: TensorDict) -> TensorDict:
+    """The state with the weights that were evaluated as its parameters."""
+    if not has(state, "ema"):
+        return state
+    state = state.copy()
+    state["params"] = state["ema"]
+    return state
 
 
 def _go_on(
@@ -212,7 +223,7 @@ def _go_on(
         observers.insert(0, ProgressBar(run.plan, best))
     state = fit(run.tick, state, observers=observers, donate=True)
     if finished(state):
-        _write_weights(run.task, state, folder.weights)
+        _write_weights(run.task, measured(state), folder.weights)
     return state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +67,11 @@ def test_the_walk_finds_the_arrows_that_are_there():
         for to in imports(path.read_text(), package_of(path))
     }
     assert {("tasks", "models"), ("tasks", "pipeline"), ("pipeline", "pipeline")} <= arrows
+
+
+def test_every_package_is_installed():
+    """A package left out is missing from a wheel, though an editable install finds it."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {".".join(package_of(path)) for path in FILES}
+    assert set(listed["packages"]) == found | {"attent.tasks.configs"}
+    assert all(listed["package-dir"][name] == "/".join(name.split(".")[1:]) for name in found)

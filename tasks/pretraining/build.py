@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from attent.models.multimae import Decoders, MultiMAE, build_multimae
-from attent.models.multimae.weights import Loaded, from_timm, load_weights, read_weights
-from attent.models.vit import build_vit
 from attent.pipeline import Source
 from attent.tasks.build import Run, assemble, device_of, seeded
 from attent.tasks.config import ConfigError
@@ -19,6 +17,7 @@ from attent.tasks.data.paired_folder import PairedFolder
 from attent.tasks.data.photos import Photos
 from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
 from attent.tasks.data.taskonomy import Taskonomy
+from attent.tasks.initial import load_initial
 from attent.tasks.pretraining.config import PretrainConfig
 from attent.tasks.pretraining.task import MaskedPretraining
 
@@ -142,23 +141,3 @@ def _model(config: PretrainConfig) -> nn.Module:
         ),
         model_args=config.model_args,
     )
-
-
-def load_initial(model: MultiMAE, weights: str) -> Loaded:
-    """Load the weights that training starts from.
-
-    Args:
-        model: takes them.
-        weights: a file, or ``timm:NAME``.
-
-    Raises:
-        ValueError: no such weights, or of another shape.
-    """
-    if not weights.startswith("timm:"):
-        return load_weights(model, read_weights(weights), weights)
-    name = weights.removeprefix("timm:")
-    vit = build_vit(name, num_classes=0, pretrained=True)
-    encoder: dict[str, Tensor] = from_timm(vit.state_dict())
-    # What timm's model has not (depth, semseg, decoders) keeps its fresh weights.
-    missing = {k: v for k, v in model.state_dict().items() if k not in encoder}
-    return load_weights(model, encoder | missing, weights)

@@ -39,8 +39,9 @@ class PretrainConfig(SelectionConfig, TrainingConfig, RunConfig):
         hflip: augmentation: probability of a horizontal flip.
         model: pretrain_multimae_SIZE; SIZE is micro, tiny, small, base or large.
         model_args: further arguments of the encoder, such as dim, depth and num_heads.
-        pretrained_weights: start from these: a file of MultiMAE weights (released ones too), or
-            timm:NAME for a vision transformer of timm; null for fresh ones.
+        pretrained_weights: start from these: a file of MultiMAE weights (released ones too), the
+            folder of a finished run, or timm:NAME for a vision transformer of timm; null for fresh
+            ones.
         input_size: side of the pictures in pixels.
         patch_size: side of a patch in pixels.
         in_domains: what is encoded: a list, or joined by hyphens (rgb-depth-semseg).

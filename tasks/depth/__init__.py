@@ -1,0 +1,5 @@
+"""Depth and other maps of numbers."""
+
+from attent.tasks.depth.task import DenseRegression
+
+__all__ = ["DenseRegression"]

@@ -1,0 +1,40 @@
+"""The weights that training starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from attent.models.multimae.weights import Loaded, from_timm, load_weights, read_weights
+from attent.models.vit import build_vit
+
+
+def load_initial(model: nn.Module, weights: str) -> Loaded:
+    """Load the weights that training starts from into a MultiMAE or its encoder.
+
+    Args:
+        model: `MultiMAE` or `MultiViT`.
+        weights: a file of MultiMAE weights (released ones, or exported), the folder of a finished
+            run of pre-training, or ``timm:NAME`` for a vision transformer of timm, of which the
+            encoder and the rgb input are taken.
+
+    Raises:
+        ValueError: no such weights, or of another shape.
+    """
+    if weights.startswith("timm:"):
+        name = weights.removeprefix("timm:")
+        vit = build_vit(name, num_classes=0, pretrained=True)
+        encoder: dict[str, Tensor] = from_timm(vit.state_dict())
+        # What timm's model has not (depth, semseg, decoders) keeps its fresh weights.
+        missing = {k: v for k, v in model.state_dict().items() if k not in encoder}
+        return load_weights(model, encoder | missing, weights)
+    path = Path(weights)
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(
+                f"pretrained_weights: {weights} holds no model.safetensors: it is no finished run; "
+                "attent export writes the weights of one that is not"
+            )
+    return load_weights(model, read_weights(path), weights)

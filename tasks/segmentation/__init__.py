@@ -1,0 +1,5 @@
+"""Semantic segmentation."""
+
+from attent.tasks.segmentation.task import Segmentation
+
+__all__ = ["Segmentation"]
