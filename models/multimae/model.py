@@ -38,7 +38,8 @@ class MultiViT(nn.Module):
 
     Args:
         input_adapters: modality -> its adapter.
-        output_adapters: output -> decoder or head; none gives tokens.
+        output_adapters: output -> decoder or head; none gives tokens. A head whose
+            ``encoder_layers`` names blocks, from 0, is given the tokens after each of those.
         dim: D.
         depth: blocks.
         num_heads: of each.
@@ -49,7 +50,7 @@ class MultiViT(nn.Module):
         attn_drop_rate: dropout of attention weights.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range; a head that asks for a block there is not.
     """
 
     def __init__(
@@ -73,6 +74,12 @@ class MultiViT(nn.Module):
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path is in [0, 1), got {drop_path_rate}")
+        for name, head in (output_adapters or {}).items():
+            for layer in _layers_of(head) or ():
+                if not 0 <= layer < depth:
+                    raise ValueError(
+                        f"output {name} asks for block {layer}; there are {depth}, from 0"
+                    )
         self.dim, self.num_global_tokens = dim, num_global_tokens
         self.input_adapters = nn.ModuleDict(dict(input_adapters))
         self.output_adapters = nn.ModuleDict(dict(output_adapters or {}))
@@ -105,7 +112,7 @@ class MultiViT(nn.Module):
         of exceptions being ignored; its list names the class and modality embeddings, but not by
         the names they have. Here what it names is spared.
         """
-        last = ("mask_token", "pos_emb", "global_tokens", "class_emb.weight")
+        last = ("mask_token", "pos_emb", "global_tokens", "class_emb.weight", "class_emb")
         named = {name for name, _ in self.named_parameters()}
         return {name for name in named if name.endswith(last) or ".task_embeddings." in name}
 
@@ -154,7 +161,8 @@ class MultiViT(nn.Module):
         Args:
             pictures: modality -> ``[B, C, H, W]`` (classes: ``[B, H, W]`` integers); a bare tensor
                 is rgb.
-            return_all_layers: the tokens after every block, instead of the last's.
+            return_all_layers: the tokens after every block, instead of the last's; heads that name
+                their blocks are given those as ever.
 
         Returns:
             Tokens ``[B, L + G, D]``, a list of them, or output -> what its head makes of them.
@@ -170,7 +178,12 @@ class MultiViT(nn.Module):
         chosen = layers if return_all_layers else layers[-1]
         if not self.output_adapters:
             return chosen
-        return {name: head(chosen, layout) for name, head in self.output_adapters.items()}
+        predicted = {}
+        for name, head in self.output_adapters.items():
+            asked = _layers_of(head)
+            own = chosen if asked is None else [layers[layer] for layer in asked]
+            predicted[name] = head(own, layout)
+        return predicted
 
     def _adapters(self, pictures: Pictures) -> list[tuple[str, InputAdapter]]:
         found = [(name, a) for name, a in self.input_adapters.items() if name in pictures]
@@ -297,6 +310,11 @@ class MultiMAE(MultiViT):
         decoder = self.output_adapters[output]
         assert isinstance(decoder, SpatialOutput)
         return decoder
+
+
+def _layers_of(head: nn.Module) -> tuple[int, ...] | None:
+    """The blocks whose tokens a head is to be given; None for the last."""
+    return getattr(head, "encoder_layers", None)
 
 
 def _checked(order: TokenOrder, num_encoded_tokens: int | None) -> TokenOrder:
