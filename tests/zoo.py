@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from attent.models.multimae import Decoders, build_multimae
+from attent.models.heads import build_head
+from attent.models.multimae import Decoders, build_multimae, build_multivit
 from attent.pipeline.keyed import generator, uniform
 from attent.tasks.pretraining import MaskedPretraining
 
@@ -298,6 +299,42 @@ def multimae_task(
     depth = normal(size, 1, 16, 16, seed=5)
     batch = batched(rgb=normal(size, 3, 16, 16), depth=depth, semseg=classes)
     return task, task.view(batch, 1000 + batch["index"], training=False)
+
+
+def head_task(name: str, kind: str, *, size: int = 5, **head_args):
+    """A head of the library on its encoder, of rgb and depth; a loss of each pixel, or of all."""
+    num_channels, dim, depth = (1, 8, 2) if kind == "regression" else (3, 8, 2)
+    head = build_head(
+        name,
+        kind=kind,
+        num_channels=num_channels,
+        dim=dim,
+        depth=depth,
+        main_tasks=["rgb"] if kind == "regression" else ["rgb", "depth"],
+        **head_args,
+    )
+    model = build_multivit(
+        "multivit_micro",
+        in_domains=["rgb", "depth"],
+        output_adapters={"out": head},
+        image_size=16,
+        patch_size=8,
+        model_args={"dim": dim, "depth": depth, "num_heads": 2},
+    )
+
+    def forward(model, batch: TensorDict) -> Tensor:
+        return model({"rgb": batch["rgb"], "depth": batch["depth"]})["out"]
+
+    def losses(output: Tensor, batch: TensorDict) -> Tensor:
+        if kind == "regression":
+            return (output - batch["label"][:, None]).abs().mean((1, 2, 3))
+        each = F.cross_entropy(output, batch["label"], reduction="none")
+        return each.reshape(len(each), -1).mean(1)
+
+    label = integers(3, size) if kind == "classification" else integers(3, size, 16, 16)
+    depth_map = normal(size, 1, 16, 16, seed=5)
+    batch = batched(rgb=normal(size, 3, 16, 16), depth=depth_map, label=label)
+    return ZooTask(scrambled(model), forward, losses), batch
 
 
 # Text
@@ -664,6 +701,8 @@ CONV1D = frozenset(
     for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 )
 
+TRANSPOSED = frozenset(f"output_adapters.out.levels.{i}.1" for i in range(2))
+
 ZOO: dict[str, Case] = {
     "vit": Case(vit_task),
     "vit, one image": Case(lambda: vit_task(size=1)),
@@ -683,6 +722,20 @@ ZOO: dict[str, Case] = {
     ),
     "multimae, softmax balance": Case(
         lambda: multimae_task(balancer="softmax", sample_tasks_uniformly=True)
+    ),
+    "linear head": Case(lambda: head_task("linear", "classification")),
+    "linear map": Case(lambda: head_task("linear", "segmentation")),
+    "linear map of values, one scene": Case(lambda: head_task("linear", "regression", size=1)),
+    "convnext head": Case(
+        lambda: head_task("convnext", "segmentation", num_blocks=2),
+        by_vmap=frozenset(f"output_adapters.out.blocks.{i}.conv_dw" for i in range(2)),
+    ),
+    "segmenter head": Case(lambda: head_task("segmenter", "segmentation")),
+    "dpt head, classes": Case(
+        lambda: head_task("dpt", "segmentation", features=4), by_vmap=TRANSPOSED
+    ),
+    "dpt head, values": Case(
+        lambda: head_task("dpt", "regression", features=4), by_vmap=TRANSPOSED
     ),
     "convolutions": Case(
         lambda: regression(ConvNet(), 4, 2, 8, 8), by_vmap=frozenset({"grouped", "same"})

@@ -151,6 +151,8 @@ HALF = {
     "dora": ZOO["dora"].make,
     "gpt2": gpt2_task,
     "multimae": ZOO["multimae"].make,
+    "convnext head": ZOO["convnext head"].make,
+    "dpt head, values": ZOO["dpt head, values"].make,
     "convolutions": ZOO["convolutions"].make,
     "einsum": ZOO["einsum"].make,
     "attention": ZOO["attention"].make,
