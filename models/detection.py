@@ -266,7 +266,9 @@ class MaskRCNN(nn.Module):
         proposals = self._propose(encoded)
         if objects is None:
             return self._detect(encoded, proposals)
-        return *self._predict(encoded, proposals, objects, seeded or _unseeded), encoded
+        return *self._predict(
+            encoded, proposals, objects, seeded or contextlib.nullcontext
+        ), encoded
 
     def _encode(self, pictures: Tensor) -> Encoded:
         layout = self.encoder.layout({"rgb": pictures})
@@ -292,11 +294,10 @@ class MaskRCNN(nn.Module):
     def _propose(self, encoded: Encoded) -> list[Tensor]:
         """Regions that may hold an object, for each picture ``[r, 4]``; constants."""
         batch = len(encoded.objectness)
-        levels = [encoded.maps[name] for name in encoded.maps]
         ratios = self.rpn.anchor_generator.num_anchors_per_location()
         counts = [
-            level.shape[-2] * level.shape[-1] * own
-            for level, own in zip(levels, ratios, strict=True)
+            level[0, 0].numel() * own
+            for level, own in zip(encoded.maps.values(), ratios, strict=True)
         ]
         with torch.no_grad():
             deltas = encoded.anchor_deltas.detach().reshape(-1, 4)
@@ -317,7 +318,8 @@ class MaskRCNN(nn.Module):
             for i, (own, proposed) in enumerate(zip(objects, proposals, strict=True)):
                 with seeded(i):
                     drawn.append(self._draw(own, proposed, encoded.anchors))
-        heads, sizes = self.roi_heads, [encoded.size] * len(drawn)
+        heads: Any = self.roi_heads
+        sizes = [encoded.size] * len(drawn)
         regions = [one.regions for one in drawn]
         pooled = heads.box_head(heads.box_roi_pool(encoded.maps, regions, sizes))
         class_logits, box_deltas = heads.box_predictor(pooled)
@@ -383,10 +385,6 @@ class _Drawn:
     labels: Tensor
     box_targets: Tensor
     mask_targets: Tensor
-
-
-def _unseeded(place: int) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
 
 
 def _most_held(sampler: Any) -> int:
