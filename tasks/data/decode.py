@@ -1,4 +1,4 @@
-"""Image files decoded for what they hold: photographs, 16-bit measurements, ids.
+"""Image files decoded for what they hold: photographs, 16-bit measurements, ids, masks.
 
 A file that holds something else is refused, not converted. Every error names the file.
 """
@@ -65,6 +65,26 @@ def ids(path: str | Path) -> Tensor:
     if stored.format == "JPEG" or stretched:
         raise _refused(path, stored, "ids kept exactly: 8 bits each or a palette, without loss")
     return torch.from_numpy(np.array(image))
+
+
+def mask(path: str | Path) -> Tensor:
+    """``[H, W]`` bool, true where a pixel of one channel is 255.
+
+    Raises:
+        ValueError: the file cannot be read, holds other pixels, lost some to JPEG, or marks pixels
+            with other numbers only.
+    """
+    image, stored = _decoded(path)
+    if stored.mode not in ("L", "1") or stored.format == "JPEG":
+        raise _refused(path, stored, "one channel of 8 bits, without loss")
+    values = torch.from_numpy(np.array(image.convert("L")))
+    highest = int(values.max())
+    if 0 < highest < 255:
+        raise ValueError(
+            f"{os.fspath(path)} holds no 255, and values up to {highest}; expected 255 where a "
+            "pixel is valid"
+        )
+    return values == 255
 
 
 def _decoded(path: str | Path) -> tuple[Image.Image, _Stored]:

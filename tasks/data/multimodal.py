@@ -5,7 +5,7 @@ Shapes: B examples, H x W a scene's own size in pixels, S the view's side, s the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -48,11 +48,11 @@ class Reader(Protocol):
         ...
 
 
-def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
+def check_domains(domains: Sequence[str], known: Iterable[str] = DOMAINS) -> tuple[str, ...]:
     """The domains asked for, in the caller's order.
 
     Raises:
-        ValueError: no domain, one twice, one that is none of `DOMAINS`, or a set, whose order
+        ValueError: no domain, one twice, one that is none of those known, or a set, whose order
             would be another in the next process.
     """
     if not isinstance(domains, list | tuple):
@@ -60,10 +60,9 @@ def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
             f"domains must be a list or tuple, for its order; got {type(domains).__name__} "
             f"{domains!r}"
         )
-    unknown = [domain for domain in domains if domain not in DOMAINS]
-    if unknown or not domains or len(set(domains)) < len(domains):
+    if not set(domains) <= set(known) or not domains or len(set(domains)) < len(domains):
         raise ValueError(
-            f"domains are one or more of {', '.join(DOMAINS)}, each once; got {list(domains)}"
+            f"domains are one or more of {', '.join(known)}, each once; got {list(domains)}"
         )
     return tuple(domains)
 

@@ -1,22 +1,25 @@
-"""Scenes in folders, a folder for each domain: ``root/{rgb,depth,semseg}/CLASS/STEM.EXTENSION``."""
+"""Scenes in folders, a folder for each domain: ``root/{rgb,depth,...}/CLASS/STEM.EXTENSION``."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from attent.tasks.data import decode
-from attent.tasks.data.multimodal import check_domains
+from attent.tasks.data.multimodal import DOMAINS, check_domains
 
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "jp2", "jpx"}
 )
 """Of images, in any case."""
+
+KNOWN = (*DOMAINS, "pseudo_depth", "pseudo_semseg", "mask_valid")
+"""Domains that may have a folder: pseudo ones are a network's, and a mask is 255 where depth is."""
 
 SHOWN = 5
 """How many files of a kind an error names."""
@@ -30,8 +33,10 @@ class PairedFolder:
     Args:
         root: the split's folder (ROOT/train); has a folder for each domain, these a folder for each
             class, with images at any depth below it.
-        domains: which, in the order they are read.
+        domains: which of `KNOWN`, in the order they are read.
         classes: class names in the order of their labels; None for the folders' names, sorted.
+        depth_range: depth, in its unit, that the 16-bit value 65536 would stand for.
+        folders: domain -> the name of its folder, where that is another.
 
     Attributes:
         labels: ``[N]`` int64, the class of each scene.
@@ -43,12 +48,19 @@ class PairedFolder:
     """
 
     def __init__(
-        self, root: str | Path, *, domains: Sequence[str], classes: Sequence[str] | None = None
+        self,
+        root: str | Path,
+        *,
+        domains: Sequence[str],
+        classes: Sequence[str] | None = None,
+        depth_range: float = 1.0,
+        folders: Mapping[str, str] | None = None,
     ) -> None:
-        self.root = Path(root)
-        self.domains = check_domains(domains)
-        _check_folders(self.root, self.domains)
-        listings = {domain: _Listing(self.root / domain) for domain in self.domains}
+        self.root, self.depth_range = Path(root), depth_range
+        self.domains = check_domains(domains, KNOWN)
+        self._folder = {domain: (folders or {}).get(domain, domain) for domain in self.domains}
+        _check_folders(self.root, list(self._folder.values()))
+        listings = {domain: _Listing(self.root / self._folder[domain]) for domain in self.domains}
         complaints = [
             complaint
             for domain in self.domains
@@ -57,13 +69,13 @@ class PairedFolder:
         if complaints:
             raise ValueError(
                 f"{self.root}: expected DOMAIN/CLASS/STEM.EXTENSION, the same stems in each of "
-                f"{', '.join(self.domains)}; found that " + "; ".join(complaints)
+                f"{', '.join(self._folder.values())}; found that " + "; ".join(complaints)
             )
         self.stems = sorted(listings[self.domains[0]].extensions)
         if not self.stems:
             raise ValueError(
-                f"{self.root} holds no images; expected {self.domains[0]}/CLASS/STEM.EXTENSION "
-                f"({', '.join(sorted(EXTENSIONS))})"
+                f"{self.root} holds no images; expected {self._folder[self.domains[0]]}/CLASS/"
+                f"STEM.EXTENSION ({', '.join(sorted(EXTENSIONS))})"
             )
         self._extensions = {
             domain: [listing.extensions[stem] for stem in self.stems]
@@ -84,37 +96,47 @@ class PairedFolder:
 
     def path(self, domain: str, index: int) -> str:
         """The file of one domain of a scene."""
-        return f"{self.root / domain}/{self.stems[index]}{self._extensions[domain][index]}"
+        name = f"{self.stems[index]}{self._extensions[domain][index]}"
+        return f"{self.root / self._folder[domain]}/{name}"
 
     def locate(self, index: int) -> str:
         """The scene's files, as a shell would expand it."""
         if len(self.domains) == 1:
             return self.path(self.domains[0], index)
-        return f"{self.root}/{{{','.join(self.domains)}}}/{self.stems[index]}.*"
+        return f"{self.root}/{{{','.join(self._folder.values())}}}/{self.stems[index]}.*"
 
     def read(self, index: int) -> dict[str, Tensor]:
         """The domains of a scene: rgb uint8, depth float32 ``[1, H, W]``, semseg uint8 ``[H, W]``.
 
-        Depth is the file's 16-bit value / 65536, in [0, 1).
+        Depth is the file's 16-bit value / 65536 times ``depth_range``; predicted depth in [0, 1).
+        The mask is bool ``[H, W]``.
 
         Raises:
             ValueError: a file that cannot be read or does not hold what its domain should, or files
                 of different sizes; names them.
         """
-        scene = {domain: _read(domain, self.path(domain, index)) for domain in self.domains}
-        if len({value.shape[-2:] for value in scene.values()}) > 1:
-            sizes = ", ".join(
-                f"{self.path(domain, index)} of {value.shape[-1]} x {value.shape[-2]}"
-                for domain, value in scene.items()
-            )
-            raise ValueError(f"expected one size for all domains of a scene; found {sizes}")
+        scene = {domain: self._read(domain, self.path(domain, index)) for domain in self.domains}
+        check_sizes({self.path(domain, index): value for domain, value in scene.items()})
         return scene
 
+    def _read(self, domain: str, path: str) -> Tensor:
+        if domain == "rgb":
+            return decode.rgb(path)
+        if domain == "mask_valid":
+            return decode.mask(path)
+        if domain.endswith("semseg"):
+            return decode.ids(path)
+        scale = self.depth_range if domain == "depth" else 1
+        return decode.sixteen_bit(path) * (scale / 65536)
 
-def _read(domain: str, path: str) -> Tensor:
-    if domain == "rgb":
-        return decode.rgb(path)
-    return decode.sixteen_bit(path) / 65536 if domain == "depth" else decode.ids(path)
+
+def check_sizes(files: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError that names the files of a scene, path -> pixels, if their sizes differ."""
+    if len({value.shape[-2:] for value in files.values()}) > 1:
+        sizes = ", ".join(
+            f"{path} of {value.shape[-1]} x {value.shape[-2]}" for path, value in files.items()
+        )
+        raise ValueError(f"expected one size for all domains of a scene; found {sizes}")
 
 
 class _Listing:
@@ -168,15 +190,15 @@ class _Listing:
 
 def _lacking(domain: str, listings: dict[str, _Listing]) -> Iterator[str]:
     """What other domains hold and this one does not, by the first domain that holds it."""
-    own = listings[domain].extensions
+    folder, own = listings[domain].folder.name, listings[domain].extensions
     lacking: dict[str, str] = {}
-    for other, listing in listings.items():
+    for listing in listings.values():
         for stem in listing.extensions.keys() - own.keys():
-            lacking.setdefault(stem, f"{other}/{stem}{listing.extensions[stem]}")
+            lacking.setdefault(stem, f"{listing.folder.name}/{stem}{listing.extensions[stem]}")
     if lacking:
         total = len(set().union(*(listing.extensions for listing in listings.values())))
         files = [path for _, path in sorted(lacking.items())]
-        yield f"{domain} lacks {len(files)} of {total} scenes, the partners of {_first(files)}"
+        yield f"{folder} lacks {len(files)} of {total} scenes, the partners of {_first(files)}"
 
 
 def _first(names: list[str]) -> str:

@@ -156,6 +156,75 @@ def test_the_order_of_domains_is_the_callers_in_every_process(root):
     assert words[0][7:] != words[1][7:]  # or these two seeds would show nothing
 
 
+# --- what dense tasks read beside
+
+
+@pytest.fixture
+def measured(tmp_path) -> Path:
+    """One scene with a mask, and what networks predicted of it."""
+    save(photograph(0), tmp_path / "rgb" / "all" / "0.jpg")
+    save(depth_map(0), tmp_path / "depth" / "all" / "0.png")
+    save(depth_map(1), tmp_path / "pseudo_depth" / "all" / "0.png")
+    save(label_map(2), tmp_path / "pseudo_semseg" / "all" / "0.png")
+    mask = Image.fromarray(np.where(pixels(3, 12, 10) < 128, 255, 0).astype(np.uint8))
+    save(mask, tmp_path / "mask_valid" / "all" / "0.png")
+    return tmp_path
+
+
+def test_masks_and_predictions_are_read_where_they_are_asked_for(measured):
+    domains = ["mask_valid", "depth", "pseudo_depth", "pseudo_semseg"]
+    scene = PairedFolder(measured, domains=domains, depth_range=8).read(0)
+    assert list(scene) == domains
+    assert scene["mask_valid"].dtype == torch.bool
+    assert scene["mask_valid"].tolist() == (pixels(3, 12, 10) < 128).tolist()
+    steps = (scene["depth"][0].double() * 65536 / 8).long()
+    assert torch.equal(steps, torch.from_numpy(pixels(0, 12, 10, high=65536)))
+    # What a network predicts has no unit, and depth_range none of its.
+    steps = (scene["pseudo_depth"][0].double() * 65536).long()
+    assert torch.equal(steps, torch.from_numpy(pixels(1, 12, 10, high=65536)))
+    assert scene["pseudo_semseg"].tolist() == pixels(2, 12, 10, high=133).tolist()
+
+
+def test_a_mask_is_paired_as_the_others_are(measured):
+    save(photograph(1), measured / "rgb" / "all" / "1.jpg")
+    with pytest.raises(ValueError, match=r"mask_valid lacks 1 of 2 scenes, .*rgb/all/1\.jpg"):
+        PairedFolder(measured, domains=["rgb", "mask_valid"])
+
+
+def test_folders_may_be_called_otherwise(measured):
+    (measured / "mask_valid").rename(measured / "mask")
+    folders = {"mask_valid": "mask"}
+    reader = PairedFolder(measured, domains=["rgb", "mask_valid"], folders=folders)
+    assert list(reader.read(0)) == ["rgb", "mask_valid"]
+    assert reader.path("mask_valid", 0) == f"{measured}/mask/all/0.png"
+    assert reader.locate(0) == f"{measured}/{{rgb,mask}}/all/0.*"
+    (measured / "mask" / "all" / "0.png").unlink()
+    with pytest.raises(ValueError, match="each of rgb, mask; found that mask lacks 1 of 1 scenes"):
+        PairedFolder(measured, domains=["rgb", "mask_valid"], folders=folders)
+    with pytest.raises(ValueError, match=r"no folder .*mask_valid; expected .* found depth, mask"):
+        PairedFolder(measured, domains=["rgb", "mask_valid"])
+
+
+def test_masks_of_one_bit_are_read_and_what_is_no_mask_is_refused(tmp_path):
+    mask = pixels(0, 6, 5) < 128
+    Image.fromarray(mask).save(tmp_path / "bits.png")
+    Image.fromarray((mask * 254).astype(np.uint8)).save(tmp_path / "dim.png")
+    Image.fromarray((mask * 255).astype(np.uint8)).save(tmp_path / "lossy.jpg")
+    Image.fromarray(np.where(mask, 255, 254).astype(np.uint8)).save(tmp_path / "close.png")
+    Image.new("L", (5, 6)).save(tmp_path / "none.png")
+    depth_map(0).save(tmp_path / "deep.png")
+    for name in ("bits.png", "close.png"):
+        assert decode.mask(tmp_path / name).tolist() == mask.tolist()
+    assert not decode.mask(tmp_path / "none.png").any()
+    for name, found in (
+        ("dim.png", "holds no 255, and values up to 254; expected 255 where a pixel is valid"),
+        ("lossy.jpg", "is JPEG of mode L; expected one channel of 8 bits, without loss"),
+        ("deep.png", "is PNG of mode I;16 .*; expected one channel of 8 bits"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} {found}"):
+            decode.mask(tmp_path / name)
+
+
 # --- names that do not fit together
 
 
