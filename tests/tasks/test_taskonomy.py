@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from attent.pipeline import ExampleError
+from attent.pipeline import ExampleError, example_keys
 from attent.pipeline.source import fetch_batch
+from attent.tasks.data.dense import CHANNELS, Dense
+from attent.tasks.data.dense_view import DenseView
 from attent.tasks.data.joint import JointView
 from attent.tasks.data.multimodal import Multimodal
 from attent.tasks.data.taskonomy import TASKS, Taskonomy
@@ -139,3 +141,109 @@ def test_depth_of_8_bits_is_refused(root):
     Image.new("L", (8, 8)).save(path)
     with pytest.raises(ValueError, match=rf"{path.name} is PNG of mode L; expected one channel of"):
         Taskonomy(root, "tiny_val", domains=["depth"]).read(0)
+
+
+# --- dense tasks
+
+RGB_TASKS = {"normal": 3, "principal_curvature": 2, "reshading": 1}
+DEEP_TASKS = ["edge_texture", "edge_occlusion", "keypoints2d", "keypoints3d"]
+
+
+@pytest.fixture
+def dense(root) -> Path:
+    """The views' other tasks: noise of the files' own kinds; masks are invalid in one pixel."""
+    mask = np.full((10, 10), 255, np.uint8)
+    mask[5, 2] = 0
+    for i, (building, point, view) in enumerate(VIEWS):
+        images = {task: values(i, 10, 10, high=65536).astype(np.uint16) for task in DEEP_TASKS}
+        images["depth_zbuffer"] = values(i, 10, 10, high=65536).astype(np.uint16)
+        images |= {task: values(i, 10, 10, 3, high=256).astype(np.uint8) for task in RGB_TASKS}
+        images |= {"mask_valid": mask, "rgb": images["normal"]}
+        for task, image in images.items():
+            domain = "depth_zbuffer" if task == "mask_valid" else task
+            name = f"point_{point}_view_{view}_domain_{domain}.png"
+            path = root / task / building / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return root
+
+
+def read(root: Path, task: str, index: int = 1):
+    return Taskonomy(root, "tiny_val", domains=[task]).read(index)[task]
+
+
+@pytest.mark.parametrize(("task", "channels"), RGB_TASKS.items())
+def test_tasks_kept_as_pictures_are_bytes_of_255(dense, task, channels):
+    expected = torch.from_numpy(values(1, 10, 10, 3, high=256)).permute(2, 0, 1)[:channels] / 255
+    torch.testing.assert_close(read(dense, task), expected.float())
+
+
+@pytest.mark.parametrize("task", ["keypoints2d", "keypoints3d"])
+def test_keypoints_are_sixteen_bits_of_65535(dense, task):
+    expected = torch.from_numpy(values(1, 10, 10, high=65536))[None] / 65535
+    torch.testing.assert_close(read(dense, task), expected.float())
+
+
+def test_texture_edges_are_cut_at_a_quarter(dense):
+    # 0.25 * 65535 = 16383.75, which is 1; half of it is a half.
+    image = np.array([[0, 8192, 16383, 16384, 65535]], np.uint16)
+    path = Taskonomy(dense, "tiny_val", domains=["edge_texture"]).path("edge_texture", 1)
+    Image.fromarray(image).save(path)
+    found = read(dense, "edge_texture")[0, 0].tolist()
+    assert found == pytest.approx([0, 8192 / 16383.75, 16383 / 16383.75, 1, 1])
+    assert found[2] < found[3] == 1
+
+
+def test_occlusion_edges_are_blurred(dense):
+    image = np.zeros((5, 5), np.uint16)
+    image[2, 2] = 65535
+    path = Taskonomy(dense, "tiny_val", domains=["edge_occlusion"]).path("edge_occlusion", 1)
+    Image.fromarray(image).save(path)
+    # exp(-1/2) = 0.6065 beside 1: 1 / 2.2131 = 0.4519 in the middle, 0.2741 beside it.
+    row = np.array([0, 0.27407, 0.45186, 0.27407, 0])
+    np.testing.assert_allclose(read(dense, "edge_occlusion")[0], np.outer(row, row), atol=1e-4)
+
+
+def test_depth_by_its_own_name_is_the_same(dense):
+    assert torch.equal(read(dense, "depth_zbuffer"), read(dense, "depth"))
+
+
+def test_a_pixel_is_valid_where_its_whole_cell_is(dense):
+    # Pixel (5, 2) spoils the cell of rows 4 to 7 and columns 0 to 3.
+    expected = torch.ones(10, 10, dtype=torch.bool)
+    expected[4:8, 0:4] = False
+    assert torch.equal(read(dense, "mask_valid"), expected)
+    # Rows and columns 8 and 9 are cells of their own, though smaller.
+    mask = np.full((10, 10), 255, np.uint8)
+    mask[9, 9] = mask[0, 8] = 0
+    path = Taskonomy(dense, "tiny_val", domains=["mask_valid"]).path("mask_valid", 1)
+    Image.fromarray(mask).save(path)
+    expected = torch.ones(10, 10, dtype=torch.bool)
+    expected[8:, 8:] = expected[:4, 8:] = False
+    assert torch.equal(read(dense, "mask_valid"), expected)
+
+
+@pytest.mark.parametrize("target", [task for task in CHANNELS if task != "depth"])
+def test_every_task_makes_batches(dense, target):
+    reader = Taskonomy(dense, "tiny_val", domains=["rgb", target, "mask_valid"])
+    data = Dense(reader, DenseView(size=10), inputs=["rgb"], target=target)
+    index = torch.tensor([2, 0])
+    batch = data.fetch(index)
+    assert list(batch["target"].shape) == [2, CHANNELS[target], 10, 10]
+    assert torch.equal(batch["target"][0], reader.read(2)[target])
+    assert torch.equal(batch["valid"][0, 0], reader.read(2)["mask_valid"])
+    keys = example_keys(1, torch.arange(16))
+    views = data.fetch_augmented(torch.zeros(16, dtype=torch.int64), keys)["target"]
+    flipped = [torch.equal(view, batch["target"][1].flip(-1)) for view in views]
+    kept = [torch.equal(view, batch["target"][1]) for view in views]
+    assert sum(flipped) + sum(kept) == 16
+    assert not any(flipped) if target == "normal" else any(flipped) and any(kept)
+
+
+def test_a_missing_file_of_a_dense_task_is_named(dense):
+    path = Taskonomy(dense, "tiny_val", domains=["normal"]).path("normal", 2)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"are missing: .*{path.name}"):
+        Taskonomy(dense, "tiny_val", domains=["rgb", "normal"])
+    with pytest.raises(ValueError, match=r"one or more of rgb, .*mask_valid, each once; got \['n"):
+        Taskonomy(dense, "tiny_val", domains=["normals"])
