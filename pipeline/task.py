@@ -192,10 +192,10 @@ def functional_model(
 ) -> Model:
     """A model as a pure function of these parameters and buffers.
 
-    Buffers are copied by `functional_call`'s contract only if a module assigns to them; in eval
-    mode none does.
+    Frozen parameters may be among either, or be left as the model's own. Buffers are copied by
+    `functional_call`'s contract only if a module assigns to them; in eval mode none does.
     """
-    tensors = (dict(params), dict(buffers))
+    tensors = {**buffers, **params}
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return functional_call(model, tensors, args, kwargs)
@@ -206,6 +206,8 @@ def functional_model(
 def bind(model: nn.Module, state: TensorDict) -> tuple[dict[str, nn.Parameter], list[Tensor]]:
     """Make the module's parameters and buffers the state's tensors (no copy).
 
+    Frozen parameters are the module's own, or the state's where it holds them among its buffers.
+
     The module is then a window on the state: an optimiser that updates it in place updates the
     state. Called before each use, since another state may have been bound since.
 
@@ -213,7 +215,7 @@ def bind(model: nn.Module, state: TensorDict) -> tuple[dict[str, nn.Parameter], 
         The module's trainable parameters by name, and its buffers.
     """
     params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    groups: dict[str, Mapping[str, Tensor]] = {"params": params, "buffers": buffers}
+    groups: dict[str, Mapping[str, Tensor]] = {"params": params, "buffers": params | buffers}
     for group, slots in groups.items():
         for (name,), value in leaves(branch(state, group)):
             slot = slots[name]

@@ -125,6 +125,11 @@ def assemble(config: Any, task: Task, source: Source, held_out: Source) -> Run:
     )
     tick = _recipe(config, task, source, stage, measure, loading)
     state = initial_state(task, source, seed=config.seed)
+    # Weights that a run starts from may fill what is frozen too (position embeddings), and are not
+    # loaded again on resume: a checkpoint holds all of the model.
+    for name, value in task.model.named_parameters():
+        if not value.requires_grad:
+            state["buffers", name] = value.detach().clone()
     validate(tick, state)
     asks_scores = config.method != "full" and config.selection_strategy != "random"
     return Run(
