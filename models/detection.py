@@ -328,7 +328,8 @@ class MaskRCNN(nn.Module):
         masks = heads.mask_head(heads.mask_roi_pool(encoded.maps, held, sizes))
         mask_logits = heads.mask_predictor(masks)[torch.arange(len(classes)), classes]
         sampler = heads.fg_bg_sampler
-        most, most_held = sampler.batch_size_per_image, _most_held(sampler)
+        most = sampler.batch_size_per_image
+        most_held = int(most * sampler.positive_fraction)
         counts, counts_held = [len(each) for each in regions], [len(each) for each in held]
         predictions = Predictions(
             encoded.objectness,
@@ -385,11 +386,6 @@ class _Drawn:
     labels: Tensor
     box_targets: Tensor
     mask_targets: Tensor
-
-
-def _most_held(sampler: Any) -> int:
-    """Q: regions with an object that a sampler draws for a picture, at most."""
-    return int(sampler.batch_size_per_image * sampler.positive_fraction)
 
 
 def _rows(values: Sequence[Tensor], length: int, fill: int = 0) -> Tensor:
