@@ -59,7 +59,7 @@ def build_vit(
 
     Raises:
         ValueError: no such model, with the nearest names; arguments it does not take; images that
-            are not a whole number of patches.
+            are not a whole number of patches; weights that timm does not have or cannot reach.
     """
     taken = sorted({"num_classes", "in_chans", "img_size"} & set(model_args or {}))
     if taken:
@@ -79,7 +79,13 @@ def build_vit(
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"no model {name!r} here or in timm{hint}")
     make = functools.partial(timm.create_model, name, pretrained=pretrained)
-    return _made(make, given, name, model_args)
+    try:
+        return _made(make, given, name, model_args)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"timm's weights of {name!r} cannot be loaded: {said}") from error
 
 
 def _made(
