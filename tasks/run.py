@@ -42,7 +42,7 @@ from attent.pipeline import (
     fit,
     restore,
 )
-from attent.pipeline.checkpoint import CheckpointError, write_atomically
+from attent.pipeline.checkpoint import CheckpointError, load_state, write_atomically
 from attent.pipeline.fit import finished
 from attent.pipeline.keys import has
 from attent.pipeline.observers import read_log
@@ -115,9 +115,7 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
         ValueError: what the options ask for cannot be.
     """
     _set_threads(config)
-    if config.data not in NAMED_DATA and Path(config.data).exists():
-        # The run may be resumed and reported from another directory.
-        config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
+    config = _from_anywhere(config)
     run = COMMANDS[command].build(config)
     for warning in run.plan.warnings():
         say(f"warning: {warning}")
@@ -128,6 +126,19 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
         _write_config(command, config, folder)
         _write_environment(folder, run)
         return _go_on(command, config, run, run.state, folder, say), folder
+
+
+def _from_anywhere(config: Any) -> Any:
+    """Its paths absolute: the run may be resumed and reported from another directory."""
+    found = {}
+    for name in ("data", "data_cache", "pretrained_weights"):
+        value = getattr(config, name, None)
+        if value is None or (name == "data" and value in NAMED_DATA):
+            continue
+        # A cache is yet to be made; what else is not there is no path, or a mistake told later.
+        if name == "data_cache" or Path(value).exists():
+            found[name] = str(Path(value).resolve())
+    return dataclasses.replace(config, **found)
 
 
 def _write_config(command: str, config: Any, folder: RunFolder) -> None:
@@ -176,8 +187,15 @@ def resume(
         return _go_on(command, config, run, state, folder, say), folder
 
 
-def load_trained(folder: RunFolder) -> tuple[Run, int]:
+def load_trained(
+    folder: RunFolder, *, best: bool = False, device: str | None = None
+) -> tuple[Run, int]:
     """What a run is made of, with the state of its last usable checkpoint.
+
+    Args:
+        folder: of the run.
+        best: of the best checkpoint instead.
+        device: the model is put there; None for where the run's options say.
 
     Returns:
         The run, its state holding the weights that were evaluated, and the step of the
@@ -188,8 +206,16 @@ def load_trained(folder: RunFolder) -> tuple[Run, int]:
         ValueError: what it was made of is no longer there.
     """
     command, config = folder.load_config()
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
     store = CheckpointFolder(folder.checkpoints, keep=config.keep)
-    saved, about, origin = store.load_last(allow_previous=True)
+    if best:
+        origin = store.best
+        if not origin.is_file():
+            raise CheckpointError(f"there is no {origin}: nothing was saved when it was measured")
+        saved, about = load_state(origin)
+    else:
+        saved, about, origin = store.load_last(allow_previous=True)
     run = COMMANDS[command].build(config, initial=False)
     state = measured(restore(run.state, saved, origin))
     return dataclasses.replace(run, state=state), int(about["step"])

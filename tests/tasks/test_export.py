@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,24 @@ def test_wrong_weights_are_told_in_one_message(finished, attent, tmp_path, name,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_stopped_before_anything_was_saved_starts_from_the_same_file(
+    finished, monkeypatch, tmp_path
+):
+    """Named relatively, and gone on with from another folder."""
+    (tmp_path / "ours.safetensors").write_bytes(finished.weights.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    options = ONCE | STILL | {"pretrained_weights": "ours.safetensors", "data_cache": "cache"}
+    folder = trained(tmp_path / "run", **options)
+    shutil.rmtree(folder.checkpoints)
+    folder.weights.unlink()
+    folder.log.write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume(folder.path, silent)
+    assert_same(load_file(folder.weights), load_file(finished.weights))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 # --- from timm
 
 
@@ -333,3 +352,20 @@ def test_a_transformer_of_timm_that_is_another_size_is_refused(from_timm):
     config = PretrainConfig(**ONCE, pretrained_weights=TIMMS)
     with pytest.raises(ValueError, match=rf"{TIMMS}: \S+ is \[.*8.*\], the model's \[.*16"):
         build_pretrain(config)
+
+
+def test_without_a_network_it_is_said_that_timms_weights_are_not_there(
+    attent, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    file = written(ONCE, tmp_path / "ours.yaml")
+    for argv in (
+        ["pretrain", "--config", file, "--pretrained_weights", TIMMS],
+        ["classify", "--model", "vit_tiny_patch16_224", "--pretrained", "true"],
+    ):
+        status, out, err = attent(*argv, "--output_dir", "run")
+        lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        told = only_an_error(status, out, "\n".join(lines))
+        assert "weights of 'vit_tiny_patch16_224' cannot be loaded: " in told
+        assert not (tmp_path / "run").exists()
