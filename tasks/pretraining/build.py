@@ -108,9 +108,13 @@ def _readers(config: PretrainConfig) -> tuple[Reader, Reader]:
             Taskonomy(root, "train", domains=domains),
             Taskonomy(root, "val", domains=domains),
         )
-    found = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else []
+    if not root.is_dir():
+        found = f"there is no folder {root}"
+    else:
+        names = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
+        found = f"{root} holds {', '.join(names[:8]) or 'nothing'}"
     raise ConfigError(
-        f"data: {root} holds {', '.join(found) or 'nothing'}; it is 'scenes', 'photos', a folder "
+        f"data: {found}; it is 'scenes', 'photos', a folder "
         "of {train,val}/{rgb,depth,semseg}/CLASS/NAME.EXT, or a folder of Taskonomy's layout with "
         "train.csv and val.csv"
     )

@@ -303,27 +303,18 @@ def taskonomy(tmp_path) -> Path:
     return root
 
 
-def test_a_paired_folder_is_trained_on_and_resumed_from_anywhere(
-    attent, paired, monkeypatch, tmp_path
-):
-    file = written(SMALL, tmp_path / "ours.yaml")
-    with interrupted(monkeypatch, 6):
-        status, _, _ = attent("pretrain", "--config", file, "--data", "scenes", "--output_dir", "a")
-    assert status == 130
-    with interrupted(monkeypatch, 6):
-        flags = ["--config", file, "--data", "./scenes", "--output_dir", "run"]
-        assert attent("pretrain", *flags)[0] == 130
-    # `scenes` is what the package renders, whatever folder is there; `./scenes` is that folder.
-    assert RunFolder(tmp_path / "a").load_config()[1].data == "scenes"
-    assert RunFolder(tmp_path / "run").load_config()[1].data == str(paired)
+def test_a_paired_folder_is_trained_on_and_resumed_from_anywhere(paired, monkeypatch, tmp_path):
+    """Not the rendered scenes, though it has their name."""
+    monkeypatch.chdir(tmp_path)
+    with interrupted(monkeypatch, 4):
+        folder = trained(tmp_path / "run", **(SMALL | {"data": "./scenes"}))
+    assert folder.load_config()[1].data == str(paired)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    status, _, told = attent("resume", str(tmp_path / "run"))
-    assert status == 0, told
-    found = evaluations(RunFolder(tmp_path / "run"))[-1]
+    resume(folder.path, silent)
+    found = evaluations(folder)[-1]
     # Nothing to learn in noise: the best is to say that any of the 133 is as likely.
     assert found["val_semseg"] == pytest.approx(np.log(133), rel=0.1)
-    assert (tmp_path / "run" / "report" / "reconstructions.png").exists()
 
 
 def test_taskonomy_is_trained_on(taskonomy, tmp_path):
@@ -392,5 +383,9 @@ def test_a_folder_of_something_else_is_explained(attent, paired, tmp_path):
     shutil.rmtree(paired / "val" / "semseg")
     told = refused(attent, tmp_path, "--data", str(paired))
     assert f"no folder {paired / 'val' / 'semseg'}; expected" in told
+    told = refused(attent, tmp_path, "--data", "scenez")
+    assert "data: there is no folder scenez; it is 'scenes', 'photos'" in told
+    (tmp_path / "empty" / ".git").mkdir(parents=True)
+    assert "/empty holds nothing; it is" in refused(attent, tmp_path, "--data", "empty")
     told = refused(attent, tmp_path, "--data", "photos")
     assert "data photos are rgb alone or depth alone, of different scenes" in told
