@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,14 @@ def label(s: Tensor, slot: Tensor | int) -> Tensor:
     bits = s.view(torch.int32)
     bits.bitwise_and_(~LABEL).bitwise_or_(slot)
     return s
+
+
+def positions(mask: np.ndarray) -> Tensor:
+    """Where a mask is true, in its flat order.
+
+    NumPy compares and looks through several times as fast as torch.
+    """
+    return torch.from_numpy(np.flatnonzero(mask))
 
 
 class Pairs(NamedTuple):
@@ -83,7 +92,7 @@ def overlapping(
     ends = torch.stack((p.amin(0), q.amin(0), p.amax(0), q.amax(0)))
     first, last = ends.index_select(1, pairs.patch).unflatten(0, (2, 2))
     shared = torch.minimum(most.sub_(first), last.sub_(least)).amin(0)
-    kept = (shared >= -margin).nonzero().squeeze(1)
+    kept = positions(shared.numpy() >= -margin)
     slot, patch = (v.index_select(0, kept) for v in (pairs.slot, pairs.patch))
     return Pairs(slot, patch, torch.bincount(patch, minlength=len(family)))
 
@@ -96,7 +105,7 @@ def cast(solids: Solids, family: Tensor, p: Tensor, q: Tensor, pairs: Pairs) -> 
         meets none. The last three bits of its pattern are the solid's slot, counted from 1.
     """
     column = family.index_select(0, pairs.patch).mul_(SLOTS).add_(pairs.slot)
-    kinds = solids.kind.index_select(0, column)
+    kinds = solids.kind.index_select(0, column).numpy()
     box, ring = kinds == BOX, kinds == RING
     groups, found = [], []
     for group, rows, meet in (
@@ -104,7 +113,7 @@ def cast(solids: Solids, family: Tensor, p: Tensor, q: Tensor, pairs: Pairs) -> 
         (box, BESIDE, _box),
         (ring, slice(INNER.start, ACROSS.stop), _ring),
     ):
-        which = group.nonzero().squeeze(1)
+        which = positions(group)
         table = solids.table[rows].index_select(1, column.index_select(0, which))
         patch = pairs.patch.index_select(0, which)
         s = meet(table[:, None, None], columns(p, patch), columns(q, patch))
@@ -112,19 +121,18 @@ def cast(solids: Solids, family: Tensor, p: Tensor, q: Tensor, pairs: Pairs) -> 
         found.append(s.flatten(0, 1))
     order = torch.cat(groups)
     s = label(torch.cat(found, dim=1), pairs.slot.index_select(0, order).add_(1).to(torch.int32))
-    return _nearest(s, order, pairs)
+    column = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    return _nearest(s, column, pairs)
 
 
-def _nearest(s: Tensor, order: Tensor, pairs: Pairs) -> Tensor:
-    """The greatest of each patch's pairs, ``[n, T]``, of ``[n, P]`` in some order of the pairs."""
-    # First every patch's first pair, then every patch's second, and so on.
-    rank = torch.arange(len(pairs.patch))
-    rank -= pairs.counts.cumsum(0).sub_(pairs.counts).index_select(0, pairs.patch)
-    rank, patch = rank.index_select(0, order), pairs.patch.index_select(0, order)
+def _nearest(s: Tensor, column: Tensor, pairs: Pairs) -> Tensor:
+    """The greatest of each patch's pairs, ``[n, T]``; a pair's own are ``s[:, column[pair]]``."""
     best = s.new_full((len(s), len(pairs.counts)), -BIG)
-    for r in range(int(pairs.counts.max())):
-        which = (rank == r).nonzero().squeeze(1)
-        at, other = patch.index_select(0, which), s.index_select(1, which)
+    counts, first = pairs.counts.numpy(), pairs.counts.cumsum(0).sub_(pairs.counts)
+    # First every patch's first pair, then every patch's second, and so on.
+    for r in range(int(counts.max())):
+        at = positions(counts > r)
+        other = s.index_select(1, column.index_select(0, first.index_select(0, at).add_(r)))
         if r:
             torch.maximum(other, best.index_select(1, at), out=other)
         best.scatter_(1, at.expand_as(other), other)

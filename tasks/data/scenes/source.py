@@ -109,9 +109,9 @@ class Scenes:
         """
         wanted = index.tolist()
         found = self._records(wanted)
-        records = np.empty(len(wanted), self._kind)
-        for i, n in enumerate(wanted):
-            records[i : i + 1] = found[n]
+        # As plain bytes: field by field it takes several times as long.
+        rows = [found[n].view(np.uint8) for n in wanted]
+        records = np.concatenate(rows or [np.empty(0, np.uint8)]).view(self._kind)
         pictures = {name: value.contiguous() for name, value in unpack(records).items()}
         labels = {"label": self.labels[index], "clean_label": self.clean_labels[index]}
         return TensorDict({**pictures, **labels}, batch_size=[len(wanted)])
@@ -164,8 +164,9 @@ class Scenes:
     def _rendered(self, wanted: list[int]) -> dict[int, np.ndarray]:
         """Render scenes, and keep them where there is room."""
         index = torch.tensor(wanted)
-        layout = draw(self._keys[index], self.clean_labels[index])
-        records = pack(render(layout, self.size), self._kind)
+        with torch.inference_mode():  # less to do for each call of torch
+            layout = draw(self._keys[index], self.clean_labels[index])
+            records = pack(render(layout, self.size), self._kind)
         found = {}
         for i, n in enumerate(wanted):
             if self._file is not None:

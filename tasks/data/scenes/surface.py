@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attent.tasks.data.scenes.cast import step
+from attent.tasks.data.scenes.cast import positions, step
 from attent.tasks.data.scenes.layout import BOX, HOLE
 
 
@@ -49,7 +49,7 @@ def normals(kind: Tensor, own: Tensor) -> Tensor:
     across = step(outer - inner).mul_(2).sub_(1).mul_(side)
     up = (own_z * z).add_((1 - z).mul_(slope)).sub_(z).mul_(side).add_(z)
     result = torch.stack((x * across, y * across, up))
-    at = (kind == BOX).nonzero().squeeze(1)
+    at = positions(kind.numpy() == BOX)
     return result.scatter_(1, at.expand(3, -1), _box(own.index_select(1, at)))
 
 
