@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attent.tasks.data.scenes.cast import everything
+from attent.tasks.data.scenes.cast import everything, positions
 from attent.tasks.data.scenes.layout import FLOOR, SKY, SLOTS, WALL, Layout
 from attent.tasks.data.scenes.shade import FARTHEST, REACH, Parts, Rays, Seen, look, shade
 from attent.tasks.data.scenes.world import World, make_ready
 
-VERSION = 1
+VERSION = 2
 """Raised when the same parameters give other pictures."""
 
 PATCH = 8
@@ -19,6 +19,11 @@ PATCH = 8
 
 CONTRAST = 32
 """Difference of neighbouring pixels, of 255, above which they are smoothed."""
+
+OFFSETS = torch.tensor([[0.425, -0.311, -0.114], [0.114, 0.311, -0.425]])
+"""To the right and down, in pixels, of the rays traced beside that through a smoothed pixel's
+middle: a triangle so turned that no two of the four are in one row or column. They come as near to
+many rays' mean as a square of four new ones, for three quarters of the work."""
 
 PIXELS = 2**17
 """Pixels that are traced together: what is done to them stays in the processor's cache."""
@@ -106,16 +111,16 @@ def _bytes(light: Tensor) -> Tensor:
 
 
 def _smooth(world: World, scenes: Tensor, rgb: Tensor, parts: Parts) -> None:
-    """Trace four rays for pixels that differ from a neighbour; ``[3, B, S, S]``, in place."""
+    """Trace three more rays for pixels that differ from a neighbour; ``[3, B, S, S]``, in place."""
     size = rgb.shape[-1]
-    at = _edges(rgb).view(-1).nonzero().squeeze(1)
+    at = positions(_edges(rgb).numpy())
     where = at.to(torch.int32)  # faster to divide
     own = torch.div(where, size * size, rounding_mode="floor")
     row = torch.div(where, size, rounding_mode="floor") - own * size
     column = where - (own * size + row) * size
-    offsets = torch.tensor([0.25, 0.75])
-    p = ((column + offsets.view(1, 2, 1)) * (2 / size)).sub_(1)
-    q = ((row + offsets.view(2, 1, 1)) * (2 / size)).sub_(1)
+    right, below = OFFSETS.add(0.5)[..., None, None]
+    p = ((column + right) * (2 / size)).sub_(1)
+    q = ((row + below) * (2 / size)).sub_(1)
     own, row, column = (v.long() for v in (own, row // PATCH, column // PATCH))
     own += scenes[0]
     # One scene's pixels come after another's: a few wide copies instead of many single ones.
@@ -127,8 +132,10 @@ def _smooth(world: World, scenes: Tensor, rgb: Tensor, parts: Parts) -> None:
     seen, _ = look(world, rays, parts.seen, margin=0)
     light, _ = shade(world, rays, seen, parts.lit, margin=0)
     light.clamp_(0, 1)
-    mean = (light[:, 0] + light[:, 1] + light[:, 2] + light[:, 3]) * 0.25
-    rgb.view(3, -1).index_copy_(1, at, _bytes(mean))
+    pixels = rgb.view(3, -1)
+    middle = pixels.index_select(1, at).to(torch.float32).mul_(1 / 255).square_()
+    mean = middle.add_(light[:, 0]).add_(light[:, 1]).add_(light[:, 2]).mul_(0.25)
+    pixels.index_copy_(1, at, _bytes(mean))
 
 
 def _edges(rgb: Tensor) -> Tensor:
@@ -140,7 +147,7 @@ def _edges(rgb: Tensor) -> Tensor:
         low, high = line[:, :-stride], line[:, stride:]
         unlike = torch.zeros_like(flat)
         contrast = (torch.maximum(low, high) - torch.minimum(low, high)).amax(0)
-        torch.gt(contrast, CONTRAST, out=unlike[:-stride])
+        np.greater(contrast.numpy(), CONTRAST, out=unlike[:-stride].numpy())
         # The last ones are followed by pixels of another row or another picture.
         unlike.view_as(edges)[ends] = False
         flat.logical_or_(unlike)

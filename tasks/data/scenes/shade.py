@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attent.tasks.data.scenes.cast import LABEL, Pairs, cast, label, linear, overlapping, step
+from attent.tasks.data.scenes.cast import (
+    LABEL,
+    Pairs,
+    cast,
+    label,
+    linear,
+    overlapping,
+    positions,
+    step,
+)
 from attent.tasks.data.scenes.layout import FAR, SLOTS
 from attent.tasks.data.scenes.surface import dot, highlight, normals, parity, pattern
 from attent.tasks.data.scenes.world import COLOURS, SCENE, SURFACE, World
@@ -15,7 +24,7 @@ from attent.tasks.data.scenes.world import COLOURS, SCENE, SURFACE, World
 CLEARANCE = 2e-3
 """Metres that a solid must be above a point to shade it."""
 
-REACH = 0.05
+REACH = 0.1
 """Metres by which what a pixel's parts show may be beside what its patch shows."""
 
 FARTHEST = float(label(torch.tensor([1 / FAR]), 0))
@@ -23,13 +32,13 @@ FARTHEST = float(label(torch.tensor([1 / FAR]), 0))
 
 
 class Rays(NamedTuple):
-    """The lines of sight of T patches, n = r * c of each.
+    """The lines of sight of T patches: n = r * c of each, or n that are in no order.
 
     Attributes:
         scene: ``[T]`` int64, the scene that each patch is of.
         rows: ``[C, T]`` float32, `World.scenes` of those scenes.
-        p: float32 ``[1, c, T]``, -1 to 1 from the picture's left to its right.
-        q: float32 ``[r, 1, T]``, -1 to 1 from top to bottom.
+        p: float32 ``[1, c, T]`` or ``[n, 1, T]``, -1 to 1 from the picture's left to its right.
+        q: float32 ``[r, 1, T]`` or ``[n, 1, T]``, -1 to 1 from top to bottom.
     """
 
     scene: Tensor
@@ -162,7 +171,7 @@ def _solids(
         The strength of the highlights, ``[n, T]``.
     """
     gloss = torch.zeros_like(point[0])
-    at = slot.view(-1).nonzero().squeeze(1)
+    at = positions(slot.numpy() != 0)
     row = (slot + (scene * SLOTS - 1).to(torch.int32)).view(-1).index_select(0, at)
     rows = world.surfaces.index_select(1, row)
     where = point.flatten(1).index_select(1, at)
