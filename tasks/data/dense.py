@@ -152,19 +152,21 @@ class Dense:
             )
         return self._batch(index, keys.tolist())
 
+    def standardized(self, pixels: Tensor) -> Tensor:
+        """rgb ``[..., 3, H, W]`` uint8 as it is given to the model, float32."""
+        return pixels.to(torch.float32).sub_(self._mean).div_(self._deviation)
+
     def _batch(self, index: Tensor, keys: Sequence[int | None]) -> TensorDict:
         scenes = [self._example(i, key) for i, key in zip(index.tolist(), keys, strict=True)]
 
         def stacked(name: str) -> Tensor:
-            values = [scene[name].as_subclass(Tensor) for scene in scenes]
-            # A convolution's last bits follow the layout in memory, which resizing changes.
-            return torch.stack(values).contiguous()
+            return torch.stack([scene[name].as_subclass(Tensor) for scene in scenes])
 
         batch = TensorDict({}, batch_size=[len(index)])
         for name, domain in self._domain.items():
             value = stacked(domain)
             if name == "rgb":
-                batch[name] = value.to(torch.float32).sub_(self._mean).div_(self._deviation)
+                batch[name] = self.standardized(value)
             elif name == "depth":
                 batch[name] = value
                 batch["depth_valid"] = stacked(f"{domain}_valid").unsqueeze(1)

@@ -36,7 +36,10 @@ class Scenes:
         return {
             "normal": torch.rand(3, height, width, generator=draw),
             "semseg": torch.randint(133, (height, width), generator=draw, dtype=torch.uint8),
-            "rgb": torch.randint(256, (3, height, width), generator=draw, dtype=torch.uint8),
+            # Channels last in memory, as files are decoded.
+            "rgb": torch.randint(
+                256, (height, width, 3), generator=draw, dtype=torch.uint8
+            ).permute(2, 0, 1),
             "depth": 10 * torch.rand(1, height, width, generator=draw),
             "mask_valid": torch.rand(height, width, generator=draw) > 0.3,
             "pseudo_depth": torch.rand(1, height, width, generator=draw),
