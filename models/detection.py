@@ -326,7 +326,9 @@ class MaskRCNN(nn.Module):
         held = [one.regions[one.labels > 0] for one in drawn]
         classes = torch.cat([one.labels[one.labels > 0] for one in drawn])
         masks = heads.mask_head(heads.mask_roi_pool(encoded.maps, held, sizes))
-        mask_logits = heads.mask_predictor(masks)[torch.arange(len(classes)), classes]
+        mask_logits = heads.mask_predictor(masks)
+        own = torch.arange(len(classes), device=classes.device)
+        mask_logits = mask_logits[own, classes]
         sampler = heads.fg_bg_sampler
         most = sampler.batch_size_per_image
         most_held = int(most * sampler.positive_fraction)

@@ -43,7 +43,7 @@ class Coco:
 
     Attributes:
         categories: as above.
-        class_names: of the labels from 1 on.
+        classes: of the labels from 1 on.
         image_ids: of the examples, in the order of the file.
         dropped: ids of the annotations that are left out.
 
@@ -72,7 +72,7 @@ class Coco:
                 f"{self.path} has categories that the training split has not: "
                 f"{', '.join(unknown[:SHOWN])}"
             )
-        self.class_names = tuple(name for _, name in self.categories)
+        self.classes = tuple(name for _, name in self.categories)
         self._label = {id: i + 1 for i, (id, _) in enumerate(self.categories)}
         self.images: list[dict[str, Any]] = found["images"]
         if not self.images:

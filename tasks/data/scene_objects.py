@@ -20,10 +20,10 @@ class SceneObjects:
         view: of each; its ``size`` is the scenes' own or another.
 
     Attributes:
-        class_names: of the labels from 1 on.
+        classes: of the labels from 1 on.
     """
 
-    class_names = SHAPES
+    classes = SHAPES
 
     def __init__(self, scenes: Scenes, view: ObjectView) -> None:
         self.scenes, self.view = scenes, view

@@ -86,7 +86,7 @@ def test_what_is_read(tmp_path):
     assert source.image_ids == [42, 5, 300]
     # The ids of the categories have gaps; labels have none, in the ids' order.
     assert source.categories == [(3, "cat"), (7, "tree"), (90, "car")]
-    assert source.class_names == ("cat", "tree", "car")
+    assert source.classes == ("cat", "tree", "car")
     scene = source.read(0)
     assert scene.boxes.tolist() == [[2, 1, 10, 5], [0, 6, 16, 8]]
     assert scene.labels.tolist() == [3, 2]

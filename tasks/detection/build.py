@@ -1,0 +1,111 @@
+"""From options to a run of detection."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from attent.models.detection import MaskRCNN
+from attent.models.multimae import build_multivit
+from attent.tasks.build import Run, assemble, device_of, seeded
+from attent.tasks.config import ConfigError
+from attent.tasks.data.coco import Coco
+from attent.tasks.data.objects import ObjectView
+from attent.tasks.data.scene_objects import SceneObjects
+from attent.tasks.data.scenes import Scenes
+from attent.tasks.detection.config import DetectConfig
+from attent.tasks.detection.task import Detection
+from attent.tasks.initial import load_initial
+
+ObjectSource = SceneObjects | Coco
+
+
+def build_detect(config: DetectConfig, *, initial: bool = True) -> Run:
+    """Everything `attent detect` needs, checked before any training.
+
+    Args:
+        config: the options. Its ``grad_norm`` is that of `looped_grad_norms`: ghost norms refuse
+            regions, which are not examples.
+        initial: load the weights that training starts from; False where a checkpoint's take their
+            place.
+
+    Raises:
+        ValueError: what the options ask for cannot be; the message says why.
+    """
+    source, held_out = load_data(config)
+    model = cast(MaskRCNN, seeded(config, lambda: _model(config, len(source.classes))))
+    if config.pretrained_weights is not None and initial:
+        load_initial(model.encoder, config.pretrained_weights)
+    task = Detection(model)
+    task.model.to(device_of(config.device))
+    if config.signal == "grad_norm":
+        config = dataclasses.replace(config, signal="looped_grad_norm")
+    return assemble(config, task, source, held_out)
+
+
+def load_data(config: DetectConfig) -> tuple[ObjectSource, ObjectSource]:
+    """The training and the held-out pictures with their objects.
+
+    Raises:
+        ValueError: no such data, or not in the form expected.
+    """
+    low, high = config.jitter
+    view = ObjectView(size=config.input_size, scale=(low, high), hflip=config.hflip)
+    if config.data == "scenes":
+        shared: dict[str, Any] = {
+            "size": config.input_size, "seed": config.seed, "cache": config.data_cache,
+        }  # fmt: skip
+        return (
+            SceneObjects(Scenes(config.num_train, split="train", **shared), view),
+            SceneObjects(Scenes(config.num_val, split="val", **shared), view),
+        )
+    root = Path(config.data)
+    train = Coco(root, _split(root, "train"), view=view)
+    return train, Coco(root, _split(root, "val"), view=view, categories=train.categories)
+
+
+def _split(root: Path, begins: str) -> str:
+    """The name of a split, of which there is one file of instances.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    there = sorted(path.name for path in (root / "annotations").glob("instances_*.json"))
+    named = [re.fullmatch(rf"instances_({begins}.*)\.json", name) for name in there]
+    found = [match[1] for match in named if match]
+    if len(found) == 1:
+        return found[0]
+    held = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else []
+    files = ", ".join(there) or "no instances_SPLIT.json"
+    raise ConfigError(
+        f"data: {root} holds {', '.join(held) or 'nothing'}, its annotations {files}; it is "
+        f"'scenes', or a folder with one annotations/instances_{begins}YEAR.json"
+    )
+
+
+def _model(config: DetectConfig, num_classes: int) -> nn.Module:
+    encoder = build_multivit(
+        config.model,
+        image_size=config.input_size,
+        patch_size=config.patch_size,
+        num_global_tokens=config.num_global_tokens,
+        drop_path_rate=config.drop_path,
+        model_args=config.model_args,
+    )
+    return MaskRCNN(
+        encoder,
+        num_classes,
+        channels=config.pyramid_dim,
+        box_dim=config.box_dim,
+        anchor_sizes=config.anchor_sizes,
+        anchor_ratios=config.anchor_ratios,
+        num_proposals=config.num_proposals,
+        anchors_drawn=config.anchors_drawn,
+        regions_drawn=config.regions_drawn,
+        min_score=config.min_score,
+        max_detections=config.max_detections,
+    )
