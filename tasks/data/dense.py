@@ -153,7 +153,7 @@ class Dense:
         return self._batch(index, keys.tolist())
 
     def standardized(self, pixels: Tensor) -> Tensor:
-        """rgb ``[..., 3, H, W]`` uint8 as it is given to the model, float32."""
+        """Pictures ``[..., 3, H, W]`` uint8 as rgb is given to the model, float32."""
         return pixels.to(torch.float32).sub_(self._mean).div_(self._deviation)
 
     def _batch(self, index: Tensor, keys: Sequence[int | None]) -> TensorDict:
