@@ -199,13 +199,14 @@ class _Averages:
 
     def __init__(self, state: TensorDict, params: dict[str, nn.Parameter], decay: float) -> None:
         held = branch(state, "ema")
-        self.params = list(params.values())
+        self.params: list[Tensor] = list(params.values())
         self.averages = [tensor(held, name) for name in params]
         self.decay = decay
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self.averages, self.params, 1 - self.decay)
+        for average, parameter in zip(self.averages, self.params, strict=True):
+            average.lerp_(parameter, 1 - self.decay)
 
 
 @dataclass(frozen=True)

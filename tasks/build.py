@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from attent.models.layers import layer_scales
 from attent.pipeline import (
     Loading,
     Optimizer,
@@ -40,6 +42,7 @@ from attent.pipeline import (
     warmup_cosine,
 )
 from attent.pipeline.keyed import all_global_generators, fold
+from attent.pipeline.optimizer import Scales
 from attent.tasks.config import ConfigError, observed_signal
 
 
@@ -171,23 +174,14 @@ def weights_of(config: Any) -> str:
 
 def optimizer_of(config: Any) -> Optimizer:
     """The optimiser and its schedule that the options name."""
-    scales = None
-    if config.layer_decay < 1:
-        from attent.models.layers import layer_scales
-
-        def scales(model: nn.Module) -> dict[str, float]:
-            return layer_scales(model, config.layer_decay)
-
+    decay = config.layer_decay
+    scales: Scales | None = None if decay == 1 else partial(layer_scales, decay=decay)
     share = 0.05 if config.warmup_epochs is None else config.warmup_epochs / config.epochs
     lr = warmup_cosine(config.peak_lr, warmup=share, floor=config.min_lr)
     if config.optimizer == "sgd":
-        return sgd(
-            lr, momentum=config.momentum, weight_decay=config.weight_decay, scales=scales
-        )
+        return sgd(lr, momentum=config.momentum, weight_decay=config.weight_decay, scales=scales)
     first, second = config.betas
-    return adamw(
-        lr, weight_decay=config.weight_decay, betas=(first, second), scales=scales
-    )
+    return adamw(lr, weight_decay=config.weight_decay, betas=(first, second), scales=scales)
 
 
 def rule_of(config: Any) -> Rule:

@@ -1,4 +1,4 @@
-"""The command line: ``attent classify | pretrain | plan | resume | report | export``."""
+"""The command line: ``attent COMMAND``; the commands are in `parser`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,41 @@ def parser() -> ArgumentParser:
         help="the file, .pth or .safetensors; by default in export/ of the run folder",
     )  # fmt: skip
     commands.add_subcommand("export", sub, help="write a run's weights for other code")
+    commands.add_subcommand("evaluate", _evaluation_parser(), help="measure a trained run")
+    commands.add_subcommand("predict", _prediction_parser(), help="try a trained run on pictures")
     return top
+
+
+def _evaluation_parser() -> ArgumentParser:
+    sub = ArgumentParser(
+        exit_on_error=False,
+        description="Measure a run's model on held-out examples; the figures are printed and "
+        "written to evaluation.json in the run's folder.",
+    )
+    sub.add_argument("run", type=str, help="the run folder")
+    sub.add_argument(
+        "--data", type=str | None, default=None,
+        help="data whose val split is measured (also --data_path); by default the run's own",
+    )  # fmt: skip
+    sub.add_argument("--batch_size", type=int | None, default=None, help="examples in one forward")
+    sub.add_argument("--best", action="store_true", help="the best checkpoint, not the last")
+    sub.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    return sub
+
+
+def _prediction_parser() -> ArgumentParser:
+    sub = ArgumentParser(
+        exit_on_error=False,
+        description="Write what a run's model makes of some photographs: labels over the picture, "
+        "depth in colours, the likeliest classes, boxes and masks.",
+    )
+    sub.add_argument("run", type=str, help="the run folder; its last checkpoint is taken")
+    sub.add_argument("images", type=str, nargs="+", help="files of photographs")
+    sub.add_argument(
+        "--output_dir", type=str | None, default=None,
+        help="where to write; by default predictions/ in the run's folder",
+    )  # fmt: skip
+    return sub
 
 
 def _training_parser(config: type, description: str) -> ArgumentParser:
@@ -131,6 +165,7 @@ def rewritten(argv: Sequence[str]) -> tuple[bool, list[str]]:
     """
     from attent.tasks.commands import COMMANDS
 
+    argv = [re.sub(r"^--data_path(?==|$)", "--data", word) for word in argv]
     if list(argv[:1]) != ["plan"] or list(argv[1:]) in (["--help"], ["-h"]):
         return False, _files_first(list(argv))
     named = argv[1] if argv[1:] and argv[1] in COMMANDS else None
@@ -325,10 +360,39 @@ def _export(parsed: Namespace) -> int:
     return 0
 
 
+def _evaluate(parsed: Namespace) -> int:
+    from attent.tasks.measure import measure
+    from attent.tasks.run import load_runs
+
+    found, step = measure(
+        load_runs([parsed.run])[0],
+        parsed.data,
+        batch_size=parsed.batch_size,
+        best=parsed.best,
+        device=parsed.device,
+    )
+    say(f"step {step}")
+    width = max(map(len, found))
+    for name, value in found.items():
+        sys.stdout.write(f"{name.ljust(width)}  {value:.6g}\n")
+    return 0
+
+
+def _predict(parsed: Namespace) -> int:
+    from attent.tasks.predict import predict
+    from attent.tasks.run import load_runs
+
+    for path, words in predict(load_runs([parsed.run])[0], parsed.images, parsed.output_dir):
+        say(f"{path}: {words}")
+    return 0
+
+
 _OTHERS: dict[str, Callable[[Namespace], int]] = {
     "resume": _resume,
     "report": _report,
     "export": _export,
+    "evaluate": _evaluate,
+    "predict": _predict,
 }
 
 if __name__ == "__main__":

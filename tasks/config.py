@@ -12,12 +12,14 @@ import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 Method = Literal["attent_complex", "attent_simple", "full"]
-SignalName = Literal["loss", "grad_norm", "last_layer", "output_grad_norm", "vmap_grad_norm"]
+SignalName = Literal[
+    "loss", "grad_norm", "last_layer", "output_grad_norm", "vmap_grad_norm", "looped_grad_norm"
+]
 
 
 class ConfigError(ValueError):
@@ -42,8 +44,9 @@ class SelectionConfig:
         gumbel_temperature: of selection_strategy soft; low is like hard, high like random.
         soft_normalization: of selection_strategy soft; how scores become probabilities.
         signal: what is measured of each example: its loss; the exact norm of its gradient
-            (grad_norm; vmap_grad_norm the same by vmap, for models that grad_norm refuses), of the
-            gradient by the head (last_layer) or by the output (output_grad_norm).
+            (grad_norm; for models that it refuses the same by vmap, vmap_grad_norm, or one example
+            at a time, looped_grad_norm), of the gradient by the head (last_layer) or by the output
+            (output_grad_norm).
         scores: fresh (a scoring pass before each selection) or observed (from the training steps:
             the loss at no cost, grad_norm for a part of a step).
         attent_ratio: share selected by attent_simple after its first epoch, in (0, 1].
@@ -92,8 +95,8 @@ class TrainingConfig:
         momentum: of optimizer sgd, in [0, 1).
         clip: largest norm of the gradient; null for no clipping.
         accumulate: parts a batch is cut into, to save memory.
-        layer_decay: learning rates by layer: each block of the encoder has this share of that of the
-            block after it; 1 for the same everywhere, in (0, 1].
+        layer_decay: learning rates by layer: each block of the encoder has this share of that of
+            the block after it; 1 for the same everywhere, in (0, 1].
         ema: share that a moving average of the weights keeps of itself at each step, in [0, 1); it
             is what is evaluated and exported. null for none.
         bf16: forward under bfloat16 autocast.
@@ -231,12 +234,15 @@ def _check_together(config: Any) -> None:
         raise ConfigError(f"scores: observed records loss or grad_norm; signal is {config.signal}")
 
 
+_UNIONS = (types.UnionType, Union)  # of Literal and None typing makes the latter
+
+
 def _check_types(config: Any) -> None:
     """Refuse values of another type, and choices that there are not."""
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, accepted = getattr(config, field.name), hints[field.name]
-        options = get_args(accepted) if get_origin(accepted) in (types.UnionType,) else (accepted,)
+        options = get_args(accepted) if get_origin(accepted) in _UNIONS else (accepted,)
         if not any(_is_a(value, option) for option in options):
             names = " or ".join(map(_type_name, options))
             raise ConfigError(f"{field.name} must be {names}, got {value!r}")

@@ -147,18 +147,23 @@ def build_multivit(
     image_size: int = 224,
     patch_size: int = 16,
     num_semseg_classes: int = 133,
+    padding_class: bool = False,
     num_global_tokens: int = 1,
     drop_path_rate: float = 0.0,
     model_args: Mapping[str, Any] | None = None,
 ) -> MultiViT:
-    """The encoder alone, ``multivit_SIZE``, with heads of your own; arguments as above."""
-    sizes = _arguments(_size(name, "multivit"), model_args)
+    """The encoder alone, ``multivit_SIZE``, with heads of your own; arguments as above.
+
+    ``padding_class`` gives label maps that are encoded one more id, K, for pixels of no class.
+    """
+    sizes = encoder_sizes(name, model_args)
     adapters = input_adapters(
         list(in_domains),
         dim=sizes["dim"],
         patch_size=patch_size,
         image_size=image_size,
         num_semseg_classes=num_semseg_classes,
+        padding_class=padding_class,
     )
     return MultiViT(
         adapters,
@@ -169,6 +174,11 @@ def build_multivit(
     )
 
 
+def encoder_sizes(name: str, model_args: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``dim``, ``depth`` and ``num_heads`` of ``multivit_SIZE``, as `build_multivit` makes it."""
+    return _arguments(_size(name, "multivit"), model_args)
+
+
 def input_adapters(
     domains: Sequence[str],
     *,
@@ -176,6 +186,7 @@ def input_adapters(
     patch_size: int,
     image_size: int,
     num_semseg_classes: int,
+    padding_class: bool = False,
 ) -> dict[str, InputAdapter]:
     """The adapter of each modality, in their order."""
     if not domains:
@@ -195,6 +206,7 @@ def input_adapters(
                 patch_size=patch_size,
                 stride=SEMSEG_STRIDE,
                 image_size=image_size,
+                padding_class=padding_class,
             )
         else:
             adapters[domain] = PatchedInput(

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
+from typing import Any
 
 import torch
 from scipy.special import gammaincinv
@@ -110,7 +111,8 @@ def concentrations(alphas: float | Sequence[float], num_tasks: int) -> Tensor:
     Raises:
         ValueError: not one for each modality, or not above 0.
     """
-    values = [alphas] * num_tasks if isinstance(alphas, Real) else list(alphas)
+    given: Any = alphas  # NumPy's numbers are Real, not float
+    values = [float(given)] * num_tasks if isinstance(given, Real) else list(given)
     if len(values) != num_tasks:
         raise ValueError(f"alphas are one number or {num_tasks}, one a modality; got {values}")
     if not all(0 < value < float("inf") for value in values):

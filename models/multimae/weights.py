@@ -90,8 +90,9 @@ def read_weights(path: str | Path) -> Weights:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> Loaded:
     """Load weights of a MultiMAE into another, perhaps of other heads, inputs or picture size.
 
-    Position embeddings of another grid are resampled (bicubic). Heads may be missing or left over,
-    inputs left over; anything else that does not fit is refused.
+    Position embeddings of another grid are resampled (bicubic); a table of classes that lacks the
+    padding class is given zeros for it. Heads may be missing or left over, inputs left over;
+    anything else that does not fit is refused.
 
     Args:
         model: `MultiMAE` or `MultiViT`.
@@ -134,6 +135,8 @@ def _fit(name: str, value: Tensor, own: Tensor, origin: str) -> Tensor:
         return value
     if name.endswith("pos_emb") and value.ndim == 4 and value.shape[:2] == own.shape[:2]:
         return resample(value.float(), (own.shape[2], own.shape[3]), "bicubic")
+    if name.endswith("class_emb.weight") and value.shape == (len(own) - 1, own.shape[1]):
+        return torch.cat([value, torch.zeros_like(value[:1])])  # a class that stands for nothing
     if value.numel() == own.numel() and value.squeeze().shape == own.squeeze().shape:
         return value.reshape(own.shape)
     raise ValueError(

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from attent.models.vit import build_vit, input_size, normalization
 from attent.pipeline import Source, TensorSource
 from attent.pipeline.source import fetch_batch
 from attent.tasks.build import Run, assemble, check_labels, seeded
 from attent.tasks.classification.config import ClassifyConfig
-from attent.tasks.classification.task import Augment, Classification
+from attent.tasks.classification.task import Augment, Classification, Mixing
 from attent.tasks.config import ConfigError
 from attent.tasks.data.digits import digits
 from attent.tasks.data.folder import ImageFolder
+from attent.tasks.data.images import Augmentation, Images
 from attent.tasks.data.npz import npz
+from attent.tasks.data.scenes import SCENE_CLASSES, Scenes
+from attent.tasks.finetuning.build import build_encoder
+from attent.tasks.finetuning.config import EncoderConfig
+
+SIDE = 224
+"""Of images in pixels, where neither the options nor the model say."""
 
 
 def build_classify(config: ClassifyConfig, *, initial: bool = True) -> Run:
@@ -34,25 +44,19 @@ def build_classify(config: ClassifyConfig, *, initial: bool = True) -> Run:
     channels, height, width = image.shape[1:]
     if height != width:
         raise ConfigError(f"images are {height} x {width}; they must be square")
-    made_for = input_size(config.model)
-    resize = made_for is not None and made_for[1] != height
-    model = seeded(
-        config,
-        lambda: build_vit(
-            config.model,
-            num_classes=num_classes,
-            in_chans=channels,
-            img_size=height if resize else None,
-            drop_path_rate=config.drop_path,
-            pretrained=config.pretrained and initial,
-            model_args=config.model_args,
-        ),
-    )
+    if config.model.startswith("multivit_"):
+        model = _multivit(config, num_classes, channels, height, initial)
+    else:
+        model = _vit(config, num_classes, channels, height, initial)
+    mixed = config.mixup or config.cutmix
     task = Classification(
         model,
         num_classes,
         label_smoothing=config.label_smoothing,
-        augment=Augment(shift=config.shift, flip=config.flip),
+        augment=Augment(shift=config.shift, flip=0.0 if _cropped(source) else config.flip),
+        mixing=Mixing(mixup=config.mixup, cutmix=config.cutmix, num_classes=num_classes)
+        if mixed
+        else None,
     )
     return assemble(config, task, source, held_out)
 
@@ -68,17 +72,100 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
     path = Path(config.data)
     if path.suffix == ".npz" and path.is_file():
         return npz(path, config.held_out, seed=config.seed)
-    if path.is_dir():
-        size = config.image_size or (input_size(config.model) or (3, 224))[1]
-        mean, deviation = normalization(config.model)
-        source = ImageFolder(path / "train", size=size, mean=mean, deviation=deviation)
-        held_out = ImageFolder(
-            path / "val", size=size, classes=source.classes, mean=mean, deviation=deviation
+    size = config.image_size or (input_size(config.model) or (3, SIDE))[1]
+    mean, deviation = normalization(config.model)
+    shared: dict[str, Any] = {
+        "size": size, "crop_pct": config.crop_pct, "mean": mean, "deviation": deviation,
+    }  # fmt: skip
+    augmentation = None
+    if config.crop_scale < 1 or config.rand_augment:
+        augmentation = Augmentation(
+            scale=config.crop_scale, hflip=config.flip, rand_augment=config.rand_augment
         )
-        return source, held_out
-    raise ConfigError(
-        f"data: there is no {path}; it is 'digits', a folder of {{train,val}}/CLASS/IMAGE, or an "
-        ".npz file of images and labels"
+    if config.data == "scenes":
+        rendered: dict[str, Any] = {
+            "size": size, "seed": config.seed, "cache": config.data_cache,
+        }  # fmt: skip
+        train = Scenes(
+            config.num_train,
+            split="train",
+            imbalance=config.imbalance,
+            label_noise=config.label_noise,
+            **rendered,
+        )
+        val = Scenes(config.num_val, split="val", **rendered)
+    elif path.is_dir():
+        train, val = _folders(path, size)
+    else:
+        raise ConfigError(
+            f"data: there is no {path}; it is 'digits', 'scenes', a folder of "
+            "{train,val}/CLASS/IMAGE, or an .npz file of images and labels"
+        )
+    return Images(train, augmentation=augmentation, **shared), Images(val, **shared)
+
+
+def _folders(path: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
+    splits = path / "train", path / "val"
+    if all((split / "rgb").is_dir() for split in splits):  # beside other modalities
+        splits = splits[0] / "rgb", splits[1] / "rgb"
+    train = ImageFolder(splits[0], size=size)
+    return train, ImageFolder(splits[1], size=size, classes=train.classes)
+
+
+def _cropped(source: Source) -> bool:
+    """Whether the source flips its images where it crops them."""
+    return isinstance(source, Images) and source.augmentation is not None
+
+
+def _vit(
+    config: ClassifyConfig, num_classes: int, channels: int, side: int, initial: bool
+) -> nn.Module:
+    made_for = input_size(config.model)
+    resize = made_for is not None and made_for[1] != side
+    return seeded(
+        config,
+        lambda: build_vit(
+            config.model,
+            num_classes=num_classes,
+            in_chans=channels,
+            img_size=side if resize else None,
+            drop_path_rate=config.drop_path,
+            pretrained=config.pretrained and initial,
+            model_args=config.model_args,
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoder(EncoderConfig):
+    """The options of the encoder, of those of a classifier."""
+
+    seed: int
+    device: str
+
+
+def _multivit(
+    config: ClassifyConfig, num_classes: int, channels: int, side: int, initial: bool
+) -> nn.Module:
+    if channels != 3:
+        raise ConfigError(f"model {config.model} sees rgb; images have {channels} channels")
+    encoder = _Encoder(
+        model=config.model,
+        model_args=config.model_args,
+        pretrained_weights=config.pretrained_weights,
+        input_size=side,
+        patch_size=config.patch_size,
+        drop_path=config.drop_path,
+        seed=config.seed,
+        device=config.device,
+    )
+    return build_encoder(
+        encoder,
+        "cls",
+        kind="classification",
+        num_channels=num_classes,
+        head_args={"pool": config.pool},
+        initial=initial,
     )
 
 
@@ -86,11 +173,13 @@ def _data(config: ClassifyConfig) -> tuple[Source, Source, int]:
     source, held_out = load_data(config)
     labels = [_labels(part) for part in (source, held_out)]
     found = 1 + max(int(part.max()) for part in labels)
+    if config.data == "scenes":
+        found = len(SCENE_CLASSES)
     num_classes = config.num_classes or found
     for name, part in zip(("training", "held-out"), labels, strict=True):
         check_labels(part, num_classes, name)
     return source, held_out, num_classes
 
 
-def _labels(source: Source) -> torch.Tensor:
+def _labels(source: Source) -> Tensor:
     return source.fields["label"] if isinstance(source, TensorSource) else source.labels  # type: ignore[attr-defined]

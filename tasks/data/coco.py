@@ -49,7 +49,8 @@ class Coco:
 
     Raises:
         ValueError: no such file, or not of this form; a picture that is not there; an annotation
-            of an unknown picture or category. Says what was expected and what was found.
+            of an unknown picture or category, or without a mask. Says what was expected and what
+            was found.
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class Coco:
         """Fixed views of the pictures at ``index`` (``[B]`` int64); see `batch_of`.
 
         Raises:
-            ValueError: a picture that cannot be read or is of another size than the file says; a
-                mask that is none. Names the image or the annotation.
+            ValueError: a picture that cannot be read or is of another size than the file says;
+                names the image.
         """
         return self._batch(index, [None] * len(index))
 
@@ -177,7 +178,7 @@ class Coco:
 
     def _sorted(self, annotations: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
         """Image id -> its annotations."""
-        known = set(self.image_ids)
+        known = {int(i["id"]): (int(i["height"]), int(i["width"])) for i in self.images}
         found: dict[int, list[dict[str, Any]]] = {}
         for annotation in annotations:
             id = annotation["id"]
@@ -198,6 +199,7 @@ class Coco:
                     f"{self.path}: annotation {id} has bbox {box}; expected "
                     "left, top, width, height"
                 )
+            _check_drawn(annotation, known[annotation["image_id"]], self.path)
             if box[2] <= 0 or box[3] <= 0:
                 self.dropped.append(int(id))
             else:
@@ -251,10 +253,9 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """``[H, W]`` uint8 of polygons (flat lists x, y, ...), or of runs, compressed or not."""
-    drawn, height, width = annotation["segmentation"], *size
-    said = f"annotation {annotation['id']}: segmentation"
+def _check_drawn(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> None:
+    """Refuse a segmentation that is neither polygons (lists x, y, ...) nor runs of its image."""
+    drawn, said = annotation["segmentation"], f"{path}: annotation {annotation['id']}: segmentation"
     if isinstance(drawn, list):
         wrong = [p for p in drawn if not isinstance(p, list) or len(p) < 6 or len(p) % 2]
         if wrong or not drawn:
@@ -263,17 +264,23 @@ def _mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
                 + (f", one of {len(wrong[0])} numbers" if wrong else "")
                 + "; expected at least one, each of x and y of three points or more"
             )
-        return rle.decode(rle.merge(rle.frPyObjects(drawn, height, width)))
+        return
     if not isinstance(drawn, dict) or not {"size", "counts"} <= drawn.keys():
         raise ValueError(f"{said} is {type(drawn).__name__}; expected polygons, or size and counts")
-    if list(drawn["size"]) != [height, width]:
+    if list(drawn["size"]) != list(size):
         raise ValueError(
-            f"{said} is of size {list(drawn['size'])}, its image of {[height, width]} (height, "
-            "width)"
+            f"{said} is of size {list(drawn['size'])}, its image of {list(size)} (height, width)"
         )
     counts = drawn["counts"]
-    if isinstance(counts, list):
-        if sum(counts) != height * width:
-            raise ValueError(f"{said} has runs of {sum(counts)} pixels, its image {height * width}")
-        drawn = rle.frPyObjects(drawn, height, width)
+    if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+        raise ValueError(f"{said} has runs of {sum(counts)} pixels, its image {size[0] * size[1]}")
+
+
+def _mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """``[H, W]`` uint8 of polygons, or of runs, compressed or not."""
+    drawn = annotation["segmentation"]
+    if isinstance(drawn, list):
+        return rle.decode(rle.merge(rle.frPyObjects(drawn, *size)))
+    if isinstance(drawn["counts"], list):
+        drawn = rle.frPyObjects(drawn, *size)
     return rle.decode(drawn)

@@ -76,6 +76,11 @@ class ImageFolder:
         """The image's path."""
         return str(self.paths[index])
 
+    def read(self, index: int) -> dict[str, Tensor]:
+        """``rgb`` of one image as it is, uint8 ``[3, H, W]``."""
+        with Image.open(self.paths[index]) as file:
+            return {"rgb": V.pil_to_tensor(file.convert("RGB"))}
+
     def fetch(self, index: Tensor) -> TensorDict:
         """``image`` ``[B, 3, size, size]`` float32 and ``label`` ``[B]`` int64."""
         images = torch.stack([self._read(self.paths[i]) for i in index.tolist()])

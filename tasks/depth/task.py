@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from attent.tasks.dense_inputs import encoded
+from attent.tasks.finetuning.inputs import encoded
 
 Error = Literal["berhu", "l1", "l2"]
 
@@ -26,12 +26,12 @@ DEPTH_METRICS = ("delta1", "delta2", "delta3", "rmse", "abs_rel", "log10")
 class DenseRegression:
     """The task of predicting a number, or C of them, for each pixel.
 
-    A batch holds what is encoded (see `attent.tasks.segmentation.Segmentation`), ``target``
-    ``[B, C, S, S]`` float32 and ``valid`` ``[B, 1, S, S]`` bool.
+    A batch holds what is encoded (see `attent.tasks.segmentation.Segmentation`), ``target`` ``[B,
+    C, S, S]`` float32 and ``valid`` ``[B, 1, S, S]`` bool.
 
     Args:
         model: pictures by modality -> ``{"dense": map [B, C, S, S]}``.
-        error: of a pixel: ``l1``; ``l2``, squared; ``berhu`` (Laina et al., 3DV 2016): ``|d|`` up to
+        error: of a pixel: ``l1``; ``l2``, squared; ``berhu`` (Laina et al., 3DV 2016): ``|d|`` up
             c, ``(d^2 + c^2) / 2c`` beyond, with c a fifth of the image's largest error, at least
             1e-5. (The published code takes the batch's largest, so that a loss depends on the
             company.)
@@ -43,10 +43,10 @@ class DenseRegression:
     The loss of an image is its mean over valid pixels and channels, 0 where none is valid.
 
     Metrics: ``loss``; ``l1``, the mean absolute error in the target's unit; of depth also
-    ``delta1`` to ``delta3`` (share of pixels with ``max(p / t, t / p) < 1.25^k``), ``rmse`` (metres),
-    ``abs_rel`` (``|p - t| / t``) and ``log10`` (mean ``|log10 p - log10 t|``; what the published code
-    calls so is the root mean square of natural logarithms), all of each image's valid pixels,
-    averaged over images.
+    ``delta1`` to ``delta3`` (share of pixels with ``max(p / t, t / p) < 1.25^k``), ``rmse``
+    (metres), ``abs_rel`` (``|p - t| / t``) and ``log10`` (mean ``|log10 p - log10 t|``; what the
+    published code calls so is the root mean square of natural logarithms), all of each image's
+    valid pixels, averaged over images.
     """
 
     name = "dense regression"
@@ -89,7 +89,9 @@ class DenseRegression:
         if self.error == "berhu":
             bound = 0.2 * error.detach().flatten(1).amax(dim=1).clamp(min=5e-5)
             bound = bound.reshape(-1, 1, 1, 1)
-            error = torch.where(error <= bound, error, (error.square() + bound.square()) / 2 / bound)
+            error = torch.where(
+                error <= bound, error, (error.square() + bound.square()) / 2 / bound
+            )
         return (error * valid).flatten(1).sum(dim=1) / valid.flatten(1).sum(dim=1).clamp(min=1)
 
     def targets(self, batch: TensorDict) -> Tensor:

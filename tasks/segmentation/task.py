@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
-from attent.tasks.dense_inputs import encoded
+from attent.tasks.finetuning.inputs import encoded
 
 IGNORED = 255
 """The label of pixels that are neither learned from nor measured."""
@@ -37,9 +37,9 @@ class MeanClassAccuracy(MulticlassConfusionMatrix):
 class Segmentation:
     """The task of naming each pixel's class.
 
-    A batch holds what is encoded (``rgb`` ``[B, 3, S, S]`` float32, ``depth`` ``[B, 1, S, S]`` with
-    ``depth_valid``, ``semseg`` ``[B, S / 4, S / 4]``) and ``target`` ``[B, S, S]`` int64, 0 to K - 1
-    or 255 for pixels that are passed over.
+    A batch holds what is encoded (``rgb`` ``[B, 3, S, S]`` float32, ``depth`` ``[B, 1, S, S]``
+    with ``depth_valid``, ``semseg`` ``[B, S / 4, S / 4]``) and ``target`` ``[B, S, S]`` int64, 0 to
+    K - 1 or 255 for pixels that are passed over.
 
     Args:
         model: pictures by modality -> ``{"semseg": logits [B, K, S, S]}``, such as a `MultiViT`
@@ -49,9 +49,9 @@ class Segmentation:
 
     The loss of an image is its mean over pixels that are not passed over, 0 where all are.
 
-    Metrics: ``miou``, the mean over classes of intersection over union, of the whole data set and of
-    the classes that occur in it or are predicted; ``pixel_accuracy``; ``mean_accuracy``, over the
-    classes that occur; ``loss`` in nats, the mean over images.
+    Metrics: ``miou``, the mean over classes of intersection over union, of the whole data set and
+    of the classes that occur in it or are predicted; ``pixel_accuracy``; ``mean_accuracy``, over
+    the classes that occur; ``loss`` in nats, the mean over images.
     """
 
     name = "semantic segmentation"

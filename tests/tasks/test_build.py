@@ -225,7 +225,7 @@ def test_the_example_named_is_one_that_has_the_label(npz):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"data": "nowhere"}, ConfigError, "data: there is no nowhere; it is 'digits', a folder"),
+        ({"data": "nowhere"}, ConfigError, "there is no nowhere; it is 'digits', 'scenes', a fold"),
         ({"data": "nowhere.npz"}, ConfigError, r"data: there is no nowhere\.npz; it is 'digits'"),
         ({"batch_size": 49}, ValueError, "batch_size 49 is above the 48 training examples"),
         ({"batch_size": 8, "accumulate": 9}, ValueError, "8 cannot be cut into 9 parts"),

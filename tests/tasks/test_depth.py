@@ -120,7 +120,8 @@ def test_metrics_of_depth_by_hand():
 
 
 def test_depths_at_the_bounds_are_not_within_them():
-    found = depth_figures(maps([[1.25, 1.5624, 1.9531]]), maps([[1.0, 1, 1]]), maps([[1, 1, 1]]) > 0)
+    valid = torch.ones(1, 1, 1, 3).bool()
+    found = depth_figures(maps([[1.25, 1.5624, 1.9531]]), maps([[1.0, 1, 1]]), valid)
     assert [float(found[f"delta{k}"]) for k in (1, 2, 3)] == pytest.approx([0, 2 / 3, 1])
 
 

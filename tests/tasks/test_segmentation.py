@@ -22,7 +22,7 @@ from attent.pipeline import (
     sequence,
     train,
 )
-from attent.tasks.dense_inputs import standardized_where
+from attent.tasks.finetuning.inputs import standardized_where
 from attent.tasks.pretraining.losses import standardized_depth
 from attent.tasks.segmentation import Segmentation
 

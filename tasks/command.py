@@ -1,0 +1,81 @@
+"""What a training command is: its options, what builds its runs, how their results are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from tensordict import TensorDict
+from torch import Tensor
+
+from attent.pipeline import Source
+from attent.tasks.build import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A figure by which runs are told apart.
+
+    Attributes:
+        metric: its entry below ``metrics``.
+        title: what people call it.
+        short: where there is little room.
+        percent: shown as a percentage.
+        larger_is_better: which way is up.
+    """
+
+    metric: str
+    title: str
+    short: str
+    percent: bool = False
+    larger_is_better: bool = False
+
+    def text(self, value: float) -> str:
+        """The value, for people."""
+        return f"{value:.2%}" if self.percent else f"{value:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model makes of one picture.
+
+    Attributes:
+        figure: to look at.
+        words: in a line.
+        arrays: name -> what was predicted itself, for other programs.
+    """
+
+    figure: Figure
+    words: str
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command that trains.
+
+    Attributes:
+        name: of the command.
+        config: its options.
+        build: options -> what the run is made of.
+        measures: the figures of its runs; the first decides which checkpoint is the best.
+        parts: further figures, which the report shows apart.
+        load_data: options -> training and held-out examples, for pictures of them.
+        thumbnails: a batch -> a small picture and a few words for each example.
+        pictures: the trained run -> further pictures for the report: name, figure, what it shows.
+        predict: the trained run, its options and a photograph ``[3, H, W]`` uint8 -> what the model
+            makes of it.
+    """
+
+    name: str
+    config: type
+    build: Callable[..., Run]
+    measures: tuple[Measure, ...]
+    load_data: Callable[[Any], tuple[Source, Source]]
+    thumbnails: Callable[[TensorDict], Sequence[tuple[Tensor, str]]]
+    parts: tuple[Measure, ...] = ()
+    pictures: Callable[[Run], list[tuple[str, Figure, str]]] | None = None
+    predict: Callable[[Run, Any, Tensor], Prediction] | None = None

@@ -1,0 +1,1 @@
+"""What the tasks that an encoder is fine-tuned for have in common."""

@@ -1,0 +1,139 @@
+"""What every fine-tuned encoder is built of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from attent.models.heads import build_head
+from attent.models.multimae import MultiViT, build_multivit
+from attent.models.multimae.build import encoder_sizes
+from attent.tasks.build import device_of, seeded
+from attent.tasks.config import ConfigError
+from attent.tasks.data.dense import Dense
+from attent.tasks.data.dense_layouts import DenseData, find_dense
+from attent.tasks.data.dense_view import View
+from attent.tasks.data.multimodal import Reader
+from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
+from attent.tasks.finetuning.config import DenseConfig
+from attent.tasks.initial import load_initial
+
+
+def build_encoder(
+    config: Any,
+    output: str,
+    *,
+    kind: str,
+    num_channels: int,
+    head_args: Mapping[str, Any] | None = None,
+    initial: bool,
+) -> MultiViT:
+    """An encoder with a fresh head, its weights those that training starts from.
+
+    Args:
+        config: an `EncoderConfig`, with ``head`` (default linear), ``in_domains`` (default rgb).
+        output: the head's name in what the model returns.
+        kind: what the head predicts; see `build_head`.
+        num_channels: classes, or values a pixel.
+        head_args: further arguments of the head.
+        initial: load ``pretrained_weights``; False where a checkpoint's take their place.
+
+    Raises:
+        ValueError: what the options ask for cannot be.
+    """
+    domains = list(getattr(config, "in_domains", ["rgb"]))
+
+    def make() -> nn.Module:
+        sizes = encoder_sizes(config.model, config.model_args)
+        head = build_head(
+            getattr(config, "head", "linear"),
+            kind=kind,
+            num_channels=num_channels,
+            dim=sizes["dim"],
+            depth=sizes["depth"],
+            **({"main_tasks": domains} if kind != "classification" else {}),
+            **(head_args or {}),
+        )
+        return build_multivit(
+            config.model,
+            in_domains=domains,
+            output_adapters={output: head},
+            image_size=config.input_size,
+            patch_size=config.patch_size,
+            num_semseg_classes=getattr(config, "num_semseg_classes", 133),
+            padding_class="semseg" in domains,
+            num_global_tokens=config.num_global_tokens,
+            drop_path_rate=config.drop_path,
+            model_args=config.model_args,
+        )
+
+    model = cast(MultiViT, seeded(config, make))
+    if config.pretrained_weights is not None and initial:
+        load_initial(model, config.pretrained_weights)
+    return cast(MultiViT, model.to(device_of(config.device)))
+
+
+def readers_of(config: Any, target: str) -> DenseData:
+    """Scenes to train on and to measure on, and what is known of their labels.
+
+    Args:
+        config: a `DenseConfig` with ``data``.
+        target: the domain that is predicted.
+
+    Raises:
+        ValueError: no such data, or not in the form expected.
+    """
+    if config.data == "scenes":
+        return DenseData("scenes", *_scenes(config), len(SEMANTIC_CLASSES), False)
+    if not Path(config.data).exists():
+        raise ConfigError(f"data: there is no {config.data}; it is 'scenes' or a folder")
+    return find_dense(
+        config.data,
+        inputs=config.in_domains,
+        target=target,
+        pseudo=config.pseudo_domains,
+        layout=config.layout,
+    )
+
+
+def _scenes(config: DenseConfig) -> tuple[Reader, Reader]:
+    shared: dict[str, Any] = {
+        "size": config.input_size, "seed": config.seed, "cache": config.data_cache,
+    }  # fmt: skip
+    return (
+        Scenes(config.num_train, split="train", **shared),
+        Scenes(config.num_val, split="val", **shared),
+    )
+
+
+def dense_sources(
+    config: DenseConfig, data: DenseData, view: View, **options: Any
+) -> tuple[Dense, Dense]:
+    """Training and held-out scenes with their targets.
+
+    Args:
+        config: says what is encoded.
+        data: the two splits.
+        view: of both; random in training where ``augment`` is asked for.
+        **options: of `Dense`: the target.
+    """
+    shared: dict[str, Any] = {
+        "inputs": config.in_domains,
+        "pseudo": config.pseudo_domains,
+        "num_semseg_classes": config.num_semseg_classes,
+        **options,
+    }
+    train = Dense if config.augment else Fixed
+    return train(data.train, view, **shared), Dense(data.val, view, **shared)
+
+
+class Fixed(Dense):
+    """Scenes that are trained on as they are evaluated."""
+
+    def fetch_augmented(self, index: Tensor, keys: Tensor) -> TensorDict:
+        """As `fetch`, whatever the keys."""
+        return self.fetch(index)

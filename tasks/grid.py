@@ -1,0 +1,68 @@
+"""Pictures of examples in rows, and what they are drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import matplotlib.colors
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from attent.tasks.data.folder import DEVIATION, MEAN
+
+HIDDEN = 0.93
+"""Shade of pixels of which nothing is shown; near white, which no class of the palettes is."""
+
+Column = tuple[str, np.ndarray, dict]
+"""A title, a picture for each row, and the options of matplotlib's ``imshow``."""
+
+
+def colours(pictures: Tensor) -> np.ndarray:
+    """Standardised rgb ``[B, 3, H, W]`` as it is shown, ``[B, H, W, 3]`` in [0, 1]."""
+    mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
+    return (pictures * deviation + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def palette(classes: int) -> matplotlib.colors.Colormap:
+    """A colour for each class, those of few classes well apart."""
+    name = "tab10" if classes <= 10 else "tab20" if classes <= 20 else "gist_ncar"
+    found = matplotlib.colormaps[name]
+    if classes <= 20:
+        return matplotlib.colors.ListedColormap([found(i) for i in range(classes)])
+    return found.copy()
+
+
+def of_classes(classes: int) -> dict:
+    """How maps of class ids are shown."""
+    return {"cmap": palette(classes), "vmin": 0, "vmax": classes - 1}
+
+
+def of_numbers(values: np.ndarray) -> dict:
+    """How maps of numbers such as these are shown: on a perceptual scale without their outliers."""
+    known = np.ma.compressed(np.ma.masked_invalid(values))
+    low, high = np.quantile(known, [0.01, 0.99]) if known.size else (0.0, 1.0)
+    return {"cmap": "viridis", "vmin": float(low), "vmax": float(high)}
+
+
+def grid(columns: Sequence[Column], rows: int) -> Figure:
+    """A row an example, a column a picture of it; what is masked in near white."""
+    with matplotlib.rc_context({"font.size": 8}):
+        size = 9 / max(len(columns), 6)
+        figure = Figure(figsize=(size * len(columns), 1.05 * size * rows), layout="constrained")
+        axes = figure.subplots(rows, len(columns), squeeze=False)
+        for j, (title, pictures, options) in enumerate(columns):
+            axes[0, j].set_title(title, fontsize=8)
+            for i in range(rows):
+                ax: Axes = axes[i, j]
+                ax.set_axis_off()
+                shown = dict(options)
+                if "cmap" in shown:
+                    shown["cmap"] = matplotlib.colormaps.get_cmap(shown["cmap"]).with_extremes(
+                        bad=(HIDDEN, HIDDEN, HIDDEN)
+                    )
+                ax.imshow(pictures[i], interpolation="nearest", **shown)
+    return figure

@@ -1,0 +1,76 @@
+"""A trained model measured on held-out data, its own or other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+
+from attent.pipeline import Loading, evaluate
+from attent.pipeline import run as run_stage
+from attent.pipeline.checkpoint import write_atomically
+from attent.pipeline.stage import initialize
+from attent.tasks.commands import COMMANDS
+from attent.tasks.run import RunFolder, load_trained
+
+
+def measure(
+    folder: RunFolder,
+    data: str | None = None,
+    *,
+    batch_size: int | None = None,
+    best: bool = False,
+    device: str = "auto",
+) -> tuple[dict[str, float], int]:
+    """The figures of a run's model on held-out examples.
+
+    Args:
+        folder: of the run.
+        data: its ``val`` split is measured; None for the run's own. The classes are those that the
+            run was trained on.
+        batch_size: examples in one forward; changes no figure. None for the run's own.
+        best: the best checkpoint, by the run's first figure, instead of the last.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        Metric -> value, and the step of the checkpoint. Also written to ``evaluation.json`` in the
+        run's folder, with what was measured.
+
+    Raises:
+        ValueError: no usable checkpoint; data that are not as the run's are.
+    """
+    command, config = folder.load_config()
+    loaded, step = load_trained(folder, best=best, device=device)
+    held_out = loaded.held_out
+    if data is not None:
+        changed = dataclasses.replace(config, data=data)
+        _, held_out = COMMANDS[command].load_data(changed)
+        _same_outputs(loaded.held_out, held_out, data)
+    stage = evaluate(
+        loaded.task,
+        held_out,
+        batch_size=batch_size or config.score_batch_size,
+        loading=Loading(workers=config.workers),
+    )
+    state = run_stage(stage, initialize(stage, loaded.state))
+    found = {name: float(state["metrics", f"val_{name}"]) for name in loaded.task.metrics()}
+    about: dict[str, Any] = {
+        "data": data or config.data,
+        "examples": len(held_out),
+        "step": step,
+        "checkpoint": "best" if best else "last",
+        "torch": torch.__version__,
+        "metrics": found,
+    }
+    write_atomically(folder.path / "evaluation.json", (json.dumps(about, indent=2) + "\n").encode())
+    return found, step
+
+
+def _same_outputs(own: Any, other: Any, data: str) -> None:
+    """Refuse data of other classes than those that the model has learned."""
+    for name, what in (("num_outputs", "outputs a pixel"), ("classes", "classes")):
+        mine, theirs = getattr(own, name, None), getattr(other, name, None)
+        if mine != theirs:
+            raise ValueError(f"data: {data} has other {what} ({theirs}) than the run ({mine})")

@@ -1,0 +1,61 @@
+"""From options to a run of semantic segmentation."""
+
+from __future__ import annotations
+
+from attent.tasks.build import Run, assemble
+from attent.tasks.config import ConfigError
+from attent.tasks.data.dense import Dense
+from attent.tasks.data.dense_view import SegmentView
+from attent.tasks.finetuning.build import build_encoder, dense_sources, readers_of
+from attent.tasks.segmentation.config import SegmentConfig
+from attent.tasks.segmentation.task import Segmentation
+
+
+def build_segment(config: SegmentConfig, *, initial: bool = True) -> Run:
+    """Everything `attent segment` needs, checked before any training.
+
+    Args:
+        config: the options.
+        initial: load the weights that training starts from; False where a checkpoint's take their
+            place.
+
+    Raises:
+        ValueError: what the options ask for cannot be; the message says why.
+    """
+    source, held_out = load_data(config)
+    model = build_encoder(
+        config,
+        "semseg",
+        kind="segmentation",
+        num_channels=source.num_outputs,
+        head_args=config.head_args,
+        initial=initial,
+    )
+    task = Segmentation(model, source.num_outputs, inputs=config.in_domains)
+    return assemble(config, task, source, held_out)
+
+
+def load_data(config: SegmentConfig) -> tuple[Dense, Dense]:
+    """The training and the held-out scenes with their labels.
+
+    Raises:
+        ValueError: no such data, or not in the form expected.
+    """
+    data = readers_of(config, "semseg")
+    num_classes = config.num_classes or data.num_classes
+    if num_classes is None:
+        raise ConfigError(
+            f"num_classes: a folder of the layout {data.layout} does not say; give it"
+        )
+    reduce = config.reduce_zero_label
+    view = SegmentView(
+        size=config.input_size, scale=(config.scale_min, config.scale_max), hflip=config.hflip
+    )
+    return dense_sources(
+        config,
+        data,
+        view,
+        target="semseg",
+        num_classes=num_classes,
+        reduce_zero_label=data.reduce_zero_label if reduce is None else reduce,
+    )
