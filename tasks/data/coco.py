@@ -95,8 +95,8 @@ class Coco:
         """Fixed views of the pictures at ``index`` (``[B]`` int64); see `batch_of`.
 
         Raises:
-            ValueError: a picture that cannot be read or is of another size than the file says;
-                names the image.
+            ValueError: a picture that cannot be read or is of another size than the file says,
+                damaged runs; names the image or the annotation.
         """
         return self._batch(index, [None] * len(index))
 
@@ -283,4 +283,7 @@ def _mask(annotation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         return rle.decode(rle.merge(rle.frPyObjects(drawn, *size)))
     if isinstance(drawn["counts"], list):
         drawn = rle.frPyObjects(drawn, *size)
-    return rle.decode(drawn)
+    try:
+        return rle.decode(drawn)
+    except ValueError as error:
+        raise ValueError(f"annotation {annotation['id']}: segmentation: {error}") from error

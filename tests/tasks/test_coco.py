@@ -216,10 +216,15 @@ def test_a_file_that_is_refused(tmp_path, change, message):
 )
 def test_a_mask_that_is_none(tmp_path, segmentation, message):
     found = broken(lambda f: f["annotations"][1].update(segmentation=segmentation))
-    source = coco(write(tmp_path, found))
-    source.read(0)
-    with pytest.raises(ExampleError, match=f"example 1 .*image 5.*{message}"):
-        fetch_batch(source, torch.arange(3))
+    with pytest.raises(ValueError, match=f"instances_val2017.json: .*{message}"):
+        coco(write(tmp_path, found))
+
+
+def test_runs_that_are_damaged(tmp_path):
+    damaged = {"size": [8, 16], "counts": "PP1PP"}
+    found = broken(lambda f: f["annotations"][1].update(segmentation=damaged))
+    with pytest.raises(ExampleError, match=r"image 5.* annotation 2: segmentation: Invalid RLE"):
+        fetch_batch(coco(write(tmp_path, found)), torch.arange(3))
 
 
 def test_pictures_that_are_missing_or_of_another_size(tmp_path):
@@ -228,8 +233,9 @@ def test_pictures_that_are_missing_or_of_another_size(tmp_path):
     with pytest.raises(ValueError, match=r"missing in .*: 000000000005.jpg \(image 5\)$"):
         coco(root)
     Image.new("RGB", (8, 16)).save(root / "val2017" / "000000000005.jpg")
-    with pytest.raises(ValueError, match=r"image 5: .* says 8 x 16 .* is 16 x 8"):
-        coco(root).fetch(torch.tensor([1]))
+    said = r"example 1 .*image 5.* image 5: .* says 8 x 16 .* is 16 x 8"
+    with pytest.raises(ExampleError, match=said):
+        fetch_batch(coco(root), torch.arange(3))
 
 
 def test_files_that_are_missing_or_damaged(tmp_path):
