@@ -41,6 +41,11 @@ def _rotated(picture: Tensor, strength: float) -> Tensor:
     return V.rotate(picture, 30 * strength, interpolation=bilinear, fill=GREY)
 
 
+def _solarized(picture: Tensor, strength: float) -> Tensor:
+    threshold = 256 * (1 - abs(strength))
+    return picture if threshold > 255 else V.solarize(picture, threshold)  # which refuses 256
+
+
 # Strength is in [-1, 1]; those without a sign take its size. "Increasing": 0 leaves as it is.
 OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "autocontrast": lambda picture, s: V.autocontrast(picture),
@@ -48,7 +53,7 @@ OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "invert": lambda picture, s: V.invert(picture),
     "rotate": _rotated,
     "posterize": lambda picture, s: V.posterize(picture, 8 - round(4 * abs(s))),
-    "solarize": lambda picture, s: V.solarize(picture, 256.0 * (1 - abs(s))),
+    "solarize": _solarized,
     "saturation": lambda picture, s: V.adjust_saturation(picture, 1 + 0.9 * s),
     "contrast": lambda picture, s: V.adjust_contrast(picture, 1 + 0.9 * s),
     "brightness": lambda picture, s: V.adjust_brightness(picture, 1 + 0.9 * s),
