@@ -74,12 +74,14 @@ def _split(root: Path, begins: str) -> str:
     Raises:
         ConfigError: there is none, or there are several.
     """
+    if not root.is_dir():
+        raise ConfigError(f"data: there is no {root}; it is 'scenes' or a folder of COCO's layout")
     there = sorted(path.name for path in (root / "annotations").glob("instances_*.json"))
     named = [re.fullmatch(rf"instances_({begins}.*)\.json", name) for name in there]
     found = [match[1] for match in named if match]
     if len(found) == 1:
         return found[0]
-    held = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else []
+    held = sorted(p.name for p in root.iterdir())[:8]
     files = ", ".join(there) or "no instances_SPLIT.json"
     raise ConfigError(
         f"data: {root} holds {', '.join(held) or 'nothing'}, its annotations {files}; it is "

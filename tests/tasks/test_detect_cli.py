@@ -214,6 +214,8 @@ def test_folders_of_another_layout(tmp_path, coco):
     config = DetectConfig(**SMALL, data=str(tmp_path))
     with pytest.raises(ConfigError, match=r"holds nothing, .* one annotations/instances_train"):
         load_data(config)
+    with pytest.raises(ConfigError, match="data: there is no nowhere; it is 'scenes' or a folder"):
+        load_data(DetectConfig(**SMALL, data="nowhere"))
     train, val = load_data(DetectConfig(**SMALL, data=str(coco)))
     assert isinstance(train, Coco)
     assert (len(train), len(val)) == (12, 5)
