@@ -87,9 +87,9 @@ class Mixing:
         """Images ``[B, C, S, S]`` and labels ``[B]`` -> images and targets ``[B, K]``."""
         ways: list[v2.Transform] = []
         if self.mixup:
-            ways.append(v2.MixUp(alpha=self.mixup, num_classes=self.num_classes))
+            ways.append(v2.MixUp(alpha=float(self.mixup), num_classes=self.num_classes))
         if self.cutmix:
-            ways.append(v2.CutMix(alpha=self.cutmix, num_classes=self.num_classes))
+            ways.append(v2.CutMix(alpha=float(self.cutmix), num_classes=self.num_classes))
         if not ways:
             return images, F.one_hot(labels, self.num_classes).to(images.dtype)
         with all_global_generators(key):

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import random
 from math import log
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
 from torch.nn import functional as F
 
-from attent.pipeline import example_keys, fold
+from attent.pipeline import (
+    Step,
+    TensorSource,
+    adamw,
+    assert_stage_laws,
+    example_keys,
+    fold,
+    initial_state,
+    initialize,
+    run,
+    train,
+)
 from attent.tasks.classification import Augment, Classification
+from attent.tasks.classification.task import Mixing
 
 # Two classes: softmax(0, ln 3) = (1/4, 3/4).
 LOGITS = torch.tensor([[0.0, log(3)], [0.0, log(3)]])
@@ -173,3 +187,179 @@ def test_no_augmentation_changes_nothing():
 def test_augmentation_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Augment(**options)
+
+
+# --- images mixed with one another
+
+
+def plain_images(num: int, classes: int = 4, side: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image i is i + 1 everywhere, its label i modulo the classes."""
+    values = torch.arange(1.0, num + 1)
+    return values[:, None, None, None].expand(-1, 3, side, side), torch.arange(num) % classes
+
+
+def shares_by_hand(targets: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Each image's share of itself, once its target is seen to be of it and one other."""
+    assert torch.equal(targets.sum(1), torch.ones(len(targets)))
+    own = targets.gather(1, labels[:, None])[:, 0]
+    partner = targets.gather(1, labels.roll(1)[:, None])[:, 0]
+    torch.testing.assert_close(own + partner, torch.ones(len(targets)))
+    return own
+
+
+def test_mixup_adds_an_image_and_the_one_before_it_and_so_do_the_targets():
+    images, labels = plain_images(4)
+    mixing = Mixing(mixup=0.8, num_classes=4)
+    shares = set()
+    for key in range(20):
+        mixed, targets = mixing(images, labels, key)
+        own = shares_by_hand(targets, labels)
+        share = own[0]
+        assert torch.equal(own, share.expand(4))  # one share for the batch
+        expected = share * images + (1 - share) * images.roll(1, 0)
+        torch.testing.assert_close(mixed, expected)
+        shares.add(round(float(share), 5))
+    assert len(shares) == 20
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_cutmix_puts_a_rectangle_of_another_in_and_targets_are_the_true_shares():
+    images, labels = plain_images(4)
+    sizes = set()
+    for key in range(40):
+        mixed, targets = Mixing(cutmix=1.0, num_classes=4)(images, labels, key)
+        kept = mixed == images
+        assert torch.equal(mixed, torch.where(kept, images, images.roll(1, 0)))
+        assert torch.equal(kept, kept[:1, :1].expand_as(kept))  # one rectangle for the batch
+        gone = ~kept[0, 0]
+        rows, columns = gone.any(1), gone.any(0)
+        assert torch.equal(gone, rows[:, None] & columns[None, :])
+        for line in (rows, columns):
+            where = line.nonzero()[:, 0]
+            assert len(where) == 0 or int(where[-1] - where[0]) == len(where) - 1
+        # Of 64 pixels, what is left of the rectangle inside the image counts.
+        share = 1 - float(gone.sum()) / 64
+        torch.testing.assert_close(shares_by_hand(targets, labels), torch.full((4,), share))
+        sizes.add(int(gone.sum()))
+    assert len(sizes) > 10
+
+
+def test_both_are_drawn_half_the_time_each():
+    images, labels = plain_images(4)
+    mixing = Mixing(mixup=1.0, cutmix=1.0, num_classes=4)
+    cut = 0
+    for key in range(300):
+        mixed, _ = mixing(images, labels, key)
+        cut += bool(((mixed == images) | (mixed == images.roll(1, 0))).all())
+    # The standard deviation is sqrt(300) / 2 = 8.7.
+    assert abs(cut - 150) < 5 * 8.7
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1}])
+def test_a_mixture_is_a_function_of_its_key_and_leaves_generators_and_images_alone(options):
+    mixing = Mixing(num_classes=5, **options)
+    images, labels = torch.rand(6, 3, 8, 8), torch.tensor([4, 0, 0, 2, 1, 3])
+    before, states = images.clone(), (torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002
+    python = random.getstate()
+    first, again, other = (mixing(images, labels, key) for key in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(images, before)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert random.getstate() == python
+
+
+def test_nothing_to_mix_is_one_hot_and_alpha_is_not_negative():
+    images, labels = torch.rand(3, 3, 4, 4), torch.tensor([1, 0, 2])
+    same, targets = Mixing(num_classes=3)(images, labels, 0)
+    assert torch.equal(same, images)
+    assert targets.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    for name in ("mixup", "cutmix"):
+        with pytest.raises(ValueError, match=f"{name} is at least 0, got -1"):
+            Mixing(num_classes=3, **{name: -1})
+
+
+def mixing_task(**options) -> Classification:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    mixing = Mixing(mixup=0.8, cutmix=1.0, num_classes=4)
+    return Classification(model, 4, mixing=mixing, **options)
+
+
+def test_only_training_views_are_mixed_and_their_loss_is_that_of_the_shares():
+    task, keys = mixing_task(), keys_of(6)
+    batch = batch_of(torch.rand(6, 3, 4, 4), torch.arange(6) % 4)
+    original = batch["image"].clone()
+    assert "target" not in task.view(batch, keys, training=False)
+    mixed = task.view(batch, keys, training=True)
+    assert torch.equal(batch["image"], original)
+    assert "target" not in batch
+    assert not torch.equal(mixed["image"], original)
+    logits = task.forward(task.model, mixed)
+    by_hand = -(mixed["target"] * logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(task.losses(logits, mixed), by_hand)
+    smoothed = mixing_task(label_smoothing=0.1).losses(logits, mixed)
+    spread = -(logits.log_softmax(1)).mean(1)
+    torch.testing.assert_close(smoothed, 0.9 * by_hand + 0.1 * spread)
+
+
+@pytest.mark.parametrize("observe", [False, "loss", "grad_norm"])
+def test_training_on_mixtures_keeps_the_laws_and_observes_finite_scores(observe):
+    task = mixing_task(augment=Augment(flip=0.5))
+    draw = torch.Generator().manual_seed(3)
+    fields = {
+        "image": torch.randn(14, 3, 4, 4, generator=draw),
+        "label": torch.randint(4, (14,), generator=draw),
+    }
+    source = TensorSource(TensorDict(fields, batch_size=[14]))
+    step = Step(batch_size=4, accumulate=2)
+    stage = train(task, source, optimizer=adamw(1e-2), step=step, steps=2, observe=observe)
+    state = initial_state(task, source, seed=0)
+    state["plan", "budget"], state["plan", "pause"] = torch.tensor(28), torch.tensor(28)
+    state = initialize(stage, state)
+    assert_stage_laws(stage, state)
+    for _ in range(3):
+        state = run(stage, state)
+    assert int(state["clock", "seen"]) > 8
+    if observe:
+        seen = state["scores", "step"] >= 0
+        assert int(seen.sum()) >= 8
+        scores = state["scores", observe][seen]
+        assert bool(scores.isfinite().all())
+        assert bool((scores > 0).all())
+
+
+def test_a_batch_of_one_is_mixed_with_itself():
+    task = mixing_task()
+    batch = batch_of(torch.rand(1, 3, 4, 4), torch.tensor([2]))
+    mixed = task.view(batch, keys_of(1), training=True)
+    torch.testing.assert_close(mixed["image"], batch["image"])
+    torch.testing.assert_close(mixed["target"], torch.tensor([[0.0, 0, 1, 0]]))
+
+
+# --- top 5
+
+
+def test_top5_is_measured_where_there_are_more_than_five_classes():
+    assert "top5" not in Classification(nn.Flatten(), 5).metrics()
+    task = Classification(nn.Flatten(), 7)
+    logits = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1]]).expand(4, 7)
+    # Ranks 1, 5, 6 and 2.
+    batch = batch_of(torch.zeros(4, 1, 1, 1), torch.tensor([0, 4, 5, 1]))
+    metrics = task.metrics()
+    task.update(metrics, logits[:3], batch[:3])
+    task.update(metrics, logits[3:], batch[3:])
+    assert float(metrics["accuracy"].compute()) == pytest.approx(1 / 4)
+    assert float(metrics["top5"].compute()) == pytest.approx(3 / 4)
+
+
+def test_a_model_may_give_its_logits_by_name():
+    class Named(nn.Module):
+        def forward(self, images):
+            return {"cls": images.flatten(1)}
+
+    images = torch.rand(2, 1, 1, 2)
+    logits = Classification(Named(), 2).forward(Named(), batch_of(images, LABELS))
+    assert torch.equal(logits, images.flatten(1))

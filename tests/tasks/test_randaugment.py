@@ -178,7 +178,7 @@ def test_strengths_are_normal_about_the_magnitude_with_either_sign(recorded, mag
     strengths = np.array([strength for _, strength in recorded])
     assert np.mean(np.copysign(1, strengths) > 0) == pytest.approx(0.5, abs=0.05)
     sizes = 10 * np.abs(strengths)
-    assert 0 <= sizes.min()
+    assert sizes.min() >= 0
     assert sizes.max() <= 10
     if magnitude == 5:  # ten deviations from either end
         assert sizes.mean() == pytest.approx(5, abs=0.05)
