@@ -280,6 +280,28 @@ def need(config: Any, name: str, holds: Callable[[Any], bool], accepted: str) ->
         raise ConfigError(f"{name} must be {accepted}, got {value}")
 
 
+def check_patches(config: Any, *, semseg: bool) -> None:
+    """Refuse pictures that are not a whole number of patches.
+
+    Args:
+        config: with ``input_size`` and ``patch_size``.
+        semseg: maps of classes are involved, of which a pixel stands for four by four.
+
+    Raises:
+        ConfigError: names the options.
+    """
+    if config.input_size % config.patch_size:
+        raise ConfigError(
+            f"input_size {config.input_size} is not a whole number of patches of patch_size "
+            f"{config.patch_size}"
+        )
+    if semseg and config.patch_size % 4:
+        raise ConfigError(
+            f"patch_size {config.patch_size} is not a multiple of 4, the pixels to one of a map of "
+            "classes"
+        )
+
+
 def without_effect(config: Any) -> list[str]:
     """A warning for each option that was changed from its default but does nothing here.
 

@@ -6,6 +6,7 @@ Names and shapes are those of the released MultiMAE weights.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,7 @@ def read_weights(path: str | Path) -> Weights:
             try:
                 found = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # a damaged pickle fails with whatever it comes upon
-                said = (str(error) or type(error).__name__).splitlines()[0]
-                raise ValueError(f"{path} cannot be read as weights: {said}") from error
+                raise ValueError(f"{path} cannot be read as weights: {_told(error)}") from error
     for key in ("model", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -85,6 +85,15 @@ def read_weights(path: str | Path) -> Weights:
     if len(tensors) < len(found):
         raise ValueError(f"{path} holds {', '.join(map(str, list(found)[:8]))}; expected tensors")
     return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with a file, on a line, without torch's advice to trust it."""
+    said = str(error) or type(error).__name__
+    code = re.search(r"Unsupported (?:global|class):? (?:GLOBAL )?(\S+)", said)
+    if code:
+        return f"it holds {code[1]}, which is more than tensors; loading it would execute it"
+    return said.splitlines()[0]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> Loaded:

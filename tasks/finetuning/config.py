@@ -11,6 +11,7 @@ from attent.tasks.config import (
     RunConfig,
     SelectionConfig,
     TrainingConfig,
+    check_patches,
     check_shared,
     need,
 )
@@ -92,6 +93,7 @@ class DenseConfig(EncoderConfig, SelectionConfig, TrainingConfig, RunConfig):
         check_shared(self)
         for name in ("num_train", "num_val", "input_size", "patch_size", "num_semseg_classes"):
             need(self, name, lambda v: v >= 1, "at least 1")
+        check_patches(self, semseg="semseg" in self.in_domains)
         need(self, "num_global_tokens", lambda v: v >= 0, "at least 0")
         need(self, "drop_path", lambda v: 0 <= v < 1, "in [0, 1)")
         for name, known in (("in_domains", INPUTS), ("pseudo_domains", INPUTS[1:])):

@@ -11,6 +11,7 @@ from attent.tasks.config import (
     RunConfig,
     SelectionConfig,
     TrainingConfig,
+    check_patches,
     check_shared,
     need,
 )
@@ -111,6 +112,8 @@ class PretrainConfig(SelectionConfig, TrainingConfig, RunConfig):
             if isinstance(value, str):
                 object.__setattr__(self, name, [part for part in value.split("-") if part])
         check_shared(self)
+        for name in ("in_domains", "out_domains"):
+            _check_domains(name, getattr(self, name))
         at_least_one = (
             "num_train", "num_val", "input_size", "patch_size", "num_encoded_tokens",
             "decoder_dim", "decoder_num_heads", "score_masks",
@@ -119,14 +122,13 @@ class PretrainConfig(SelectionConfig, TrainingConfig, RunConfig):
             need(self, name, lambda v: v >= 1, "at least 1")
         for name in ("decoder_depth", "num_global_tokens"):
             need(self, name, lambda v: v >= 0, "at least 0")
+        check_patches(self, semseg="semseg" in self.domains)
         need(self, "num_semseg_classes", lambda v: v is None or v >= 2, "at least 2, or null")
         need(self, "drop_path", lambda v: 0 <= v < 1, "in [0, 1)")
         need(self, "hflip", lambda v: 0 <= v <= 1, "in [0, 1]")
         need(self, "crop_scale", lambda v: 0 < v <= 1, "in (0, 1]")
         need(self, "imbalance", lambda v: 1 <= v < float("inf"), "at least 1")
         need(self, "alphas", _above_zero, "above 0, one number or one for each of in_domains")
-        for name in ("in_domains", "out_domains"):
-            _check_domains(name, getattr(self, name))
         decoded = (*ALL, "norm_rgb")
         if not set(self.fp32_output_adapters) <= set(decoded):
             raise ConfigError(
