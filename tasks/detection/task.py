@@ -59,8 +59,8 @@ class Detection:
 
     The loss of a picture is the sum of its five; see `attent.tasks.detection.losses`. The anchors
     and regions in it are drawn from the picture's own key, so that it is a property of weights and
-    example, in scoring as in training. (To rounding: a region on the very edge of being suppressed may
-    be kept in one batch and not in another.)
+    example, in scoring as in training. (To rounding: a region on the edge of being
+    suppressed may be kept in one batch and not in another.)
 
     Args:
         model: finds them.
