@@ -11,7 +11,7 @@ from attent.pipeline.keys import ensure, number, place
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import Source
 from attent.pipeline.stage import Stage
-from attent.pipeline.stream import Loading, Stream
+from attent.pipeline.stream import Loading, Stream, longest_first
 from attent.pipeline.task import Task
 
 
@@ -45,12 +45,12 @@ def evaluate(
         raise ValueError(f"the {split} split holds no examples")
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
-    names = tuple(task.metrics())
+    names, order = tuple(task.metrics()), longest_first(source)
 
     def apply(state: TensorDict) -> TensorDict:
         model, metrics = Frozen(task, state, weights), task.metrics()
         with torch.no_grad():
-            for batch in Stream(source, range(len(source)), batch_size, loading=loading):
+            for batch in Stream(source, order, batch_size, loading=loading):
                 ready = model.prepare(batch)
                 task.update(metrics, task.forward(model, ready), ready)
         for metric in names:

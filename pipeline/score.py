@@ -10,7 +10,7 @@ from attent.pipeline.keys import branch, leaves, number, place, tensor
 from attent.pipeline.signals import Signal, Tensors, signal_of
 from attent.pipeline.source import ExampleError, Source, describe_example
 from attent.pipeline.stage import Stage
-from attent.pipeline.stream import Loading, Stream
+from attent.pipeline.stream import Loading, Stream, longest_first
 from attent.pipeline.task import Task, ensure_scores, functional_model, view_keys
 
 
@@ -54,7 +54,7 @@ def score(
     for size, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"{size} is at least 1, got {value}")
-    num_examples = len(source)
+    num_examples, order = len(source), longest_first(source)
     open_at: dict[int, Stream] = {}
 
     def apply(state: TensorDict) -> TensorDict:
@@ -62,7 +62,7 @@ def score(
         stream = open_at.pop(start, None)  # what it delivers depends on where it stands alone
         if stream is None:
             open_at.clear()
-            stream = Stream(source, range(num_examples), batch_size, offset=start, loading=loading)
+            stream = Stream(source, order, batch_size, offset=start, loading=loading)
         end = num_examples if examples_per_tick is None else start + examples_per_tick
         cursor = _measure(state, task, source, chosen, stream, range(start, end), chunk)
         done = cursor >= num_examples

@@ -21,7 +21,9 @@ class Source(Protocol):
     - ``fetch_augmented(index, keys) -> TensorDict``, which training calls instead of ``fetch``:
       the examples under random changes that are cheaper or better made where they are read, such
       as a crop of a large picture. All randomness comes from ``keys`` (``[B]`` int64, one for each
-      example and pass). What is cheap on a batch belongs in the task's ``view``.
+      example and pass). What is cheap on a batch belongs in the task's ``view``;
+    - ``lengths``, ``[N]`` integers, where a batch is as long as the longest of its examples: it is
+      then made of examples of similar length (`attent.pipeline.stream.bucketed_order`).
     """
 
     def __len__(self) -> int:
@@ -109,6 +111,23 @@ class DatasetSource:
 def augments(source: Source) -> bool:
     """Whether a source changes its examples at random itself, in training."""
     return hasattr(source, "fetch_augmented")
+
+
+def lengths_of(source: Source) -> Tensor | None:
+    """The lengths of a source's examples, ``[N]`` on the CPU; None where it has none.
+
+    Raises:
+        ValueError: not one whole number for each example.
+    """
+    lengths = getattr(source, "lengths", None)
+    if lengths is None:
+        return None
+    if tuple(lengths.shape) != (len(source),) or lengths.is_floating_point():
+        raise ValueError(
+            f"{type(source).__name__}.lengths are {lengths.dtype} {list(lengths.shape)}; they must "
+            f"be whole numbers of [{len(source)}]"
+        )
+    return lengths.cpu()
 
 
 def fetch_batch(source: Source, index: Tensor, keys: Tensor | None = None) -> TensorDict:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
-from attent.pipeline.source import Source, augments
+from attent.pipeline.source import Source, augments, lengths_of
 from attent.pipeline.stage import Stage
 from attent.pipeline.step import Compute, Seen, Step
-from attent.pipeline.stream import Loading, Stream, keyed_order
+from attent.pipeline.stream import Loading, Stream, bucketed_order, keyed_order
 from attent.pipeline.task import Task, bind, ensure_scores, trainable, view_keys
 
 AVERAGE = 0.98
@@ -53,7 +53,7 @@ def train(
 
     Args:
         task: what is learned.
-        source: the N training examples.
+        source: the N training examples; batches are of similar length where it has ``lengths``.
         optimizer: see `adamw`, `sgd`.
         step: batch size, accumulation, clipping, precision, compilation.
         steps: optimiser steps in a tick, at most.
@@ -314,6 +314,7 @@ class _OpenStream:
         self.source = source
         self.batch_size = batch_size
         self.loading = loading
+        self.lengths = lengths_of(source)
         self._stream: Stream | None = None
         self._mask: Tensor | None = None
         self._order = torch.empty(0, dtype=torch.int64)
@@ -325,7 +326,11 @@ class _OpenStream:
         # Holding the mask keeps its address from being used again; its version counts its writes.
         self._pass = (seed, passes, room.pass_size, mask.data_ptr(), mask._version)
         if self._stream is None or self._at != (*self._pass, room.offset):
-            order = keyed_order(mask.cpu(), fold(seed, "order", passes))
+            key = fold(seed, "order", passes)
+            if self.lengths is None:
+                order = keyed_order(mask.cpu(), key)
+            else:
+                order = bucketed_order(mask.cpu(), key, self.lengths, self.batch_size)
             if len(order) < room.pass_size:
                 raise ValueError(
                     f"the mask selects {len(order)} examples, but plan/size asks for "
