@@ -35,7 +35,24 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("page", "commands"),
     [
-        ("README.md", {"classify", "pretrain", "plan", "resume", "report", "export"}),
+        (
+            "README.md",
+            {
+                "classify",
+                "pretrain",
+                "segment",
+                "plan",
+                "resume",
+                "report",
+                "export",
+                "evaluate",
+                "predict",
+            },
+        ),
+        (
+            "docs/finetuning.md",
+            {"classify", "segment", "depth", "detect", "evaluate", "predict"},
+        ),
         ("docs/pretraining.md", {"pretrain", "plan", "export"}),
     ],
 )
