@@ -17,6 +17,7 @@ from attent.tasks.data.dense_view import IGNORED, View
 from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.joint import is_integer
 from attent.tasks.data.multimodal import Reader, check_domains
+from attent.tasks.data.pixels import Standardize
 
 CHANNELS = {
     "depth": 1,
@@ -111,9 +112,7 @@ class Dense:
         self.reduce_zero_label = reduce_zero_label
         self.num_semseg_classes, self.semseg_stride = num_semseg_classes, semseg_stride
         self.max_depth = max_depth
-        # In bytes, not in [0, 1]: one pass over the pixels less.
-        self._mean = 255 * torch.tensor(mean, dtype=torch.float32).reshape(3, 1, 1)
-        self._deviation = 255 * torch.tensor(deviation, dtype=torch.float32).reshape(3, 1, 1)
+        self.standardized = Standardize(mean, deviation)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -151,10 +150,6 @@ class Dense:
                 f"keys are one for each index: expected {list(index.shape)}, got {list(keys.shape)}"
             )
         return self._batch(index, keys.tolist())
-
-    def standardized(self, pixels: Tensor) -> Tensor:
-        """Pictures ``[..., 3, H, W]`` uint8 as rgb is given to the model, float32."""
-        return pixels.to(torch.float32).sub_(self._mean).div_(self._deviation)
 
     def _batch(self, index: Tensor, keys: Sequence[int | None]) -> TensorDict:
         scenes = [self._example(i, key) for i, key in zip(index.tolist(), keys, strict=True)]

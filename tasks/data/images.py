@@ -18,6 +18,7 @@ from attent.pipeline.keyed import fold
 from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.joint import JointView
 from attent.tasks.data.multimodal import Reader
+from attent.tasks.data.pixels import Standardize
 from attent.tasks.data.randaugment import STRONGEST, rand_augment
 
 
@@ -89,8 +90,7 @@ class Images:
         self.classes: list[str] | None = getattr(reader, "classes", None)
         self.size, self.augmentation = size, augmentation
         self._fixed = JointView(size=max(size, round(size / crop_pct)))
-        self._mean = 255 * torch.tensor(mean, dtype=torch.float32).reshape(3, 1, 1)
-        self._deviation = 255 * torch.tensor(deviation, dtype=torch.float32).reshape(3, 1, 1)
+        self.standardized = Standardize(mean, deviation)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -123,10 +123,6 @@ class Images:
             return image
         resized = self._fixed({"rgb": Image(image)}, None)["rgb"]
         return V.center_crop(resized, [self.size, self.size]).as_subclass(Tensor)
-
-    def standardized(self, pixels: Tensor) -> Tensor:
-        """Pixels ``[..., 3, S, S]`` uint8 as they are given to the model, float32."""
-        return pixels.float().sub_(self._mean).div_(self._deviation)
 
     def _batch(self, index: Tensor, pictures: Sequence[Tensor]) -> TensorDict:
         images = self.standardized(torch.stack(list(pictures)))

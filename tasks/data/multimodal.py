@@ -15,6 +15,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.joint import JointView, is_integer
+from attent.tasks.data.pixels import Standardize
 
 DOMAINS = {
     "rgb": "[3, H, W] uint8",
@@ -111,9 +112,7 @@ class Multimodal:
             raise ValueError(f"num_semseg_classes is at least 1; got {num_semseg_classes}")
         self.semseg_stride, self.num_semseg_classes = semseg_stride, num_semseg_classes
         self.labels = _labels_of(reader)
-        # In bytes, not in [0, 1]: one pass over the pixels less.
-        self._mean = 255 * torch.tensor(mean, dtype=torch.float32).reshape(3, 1, 1)
-        self._deviation = 255 * torch.tensor(deviation, dtype=torch.float32).reshape(3, 1, 1)
+        self.standardized = Standardize(mean, deviation)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -167,7 +166,7 @@ class Multimodal:
         # Contiguous, because a convolution's last bits follow the layout in memory, which decoding
         # and resizing leave in different states.
         stacked = torch.stack(values).to(torch.float32, memory_format=torch.contiguous_format)
-        return stacked.sub_(self._mean).div_(self._deviation) if domain == "rgb" else stacked
+        return self.standardized(stacked) if domain == "rgb" else stacked
 
     def _example(self, index: int, key: int | None) -> dict[str, Tensor]:
         scene = self._scene(index)
