@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from rich.console import Console
 from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
 from attent.pipeline.stream import num_batches
-from attent.tasks.config import did_you_mean, explain, key_lines, without_effect
+from attent.tasks.config import without_effect
+from attent.tasks.words import config_files, explain, key_lines, one_name, readable
 
 _console = Console(stderr=True)
 
@@ -141,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         planning, argv = rewritten(argv)
         try:
-            parsed = parser().parse_args(argv)
+            parsed = parser().parse_args(one_name(argv))
         except argparse.ArgumentError as error:
-            raise ValueError(_readable(str(error), argv)) from error
+            raise ValueError(readable(str(error), argv)) from error
         given = parsed[parsed.command]
         if planning:
             return _plan(given, parsed.command)
@@ -165,16 +165,13 @@ def rewritten(argv: Sequence[str]) -> tuple[bool, list[str]]:
     """
     from attent.tasks.commands import COMMANDS
 
-    argv = [re.sub(r"^--data_path(?==|$)", "--data", word) for word in argv]
     if list(argv[:1]) != ["plan"] or list(argv[1:]) in (["--help"], ["-h"]):
         return False, _files_first(list(argv))
     named = argv[1] if argv[1:] and argv[1] in COMMANDS else None
     rest = list(argv[2:] if named else argv[1:])
     if rest and not rest[0].startswith("-"):
         rest = ["--config", *rest]
-    files = [word.partition("=")[2] for word in rest if word.startswith("--config=")]
-    files += [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config"]
-    return True, _files_first([named or _command_of(files), *rest])
+    return True, _files_first([named or _command_of(config_files(rest)), *rest])
 
 
 def _command_of(files: Sequence[str]) -> str:
@@ -206,50 +203,6 @@ def _files_first(argv: list[str]) -> list[str]:
 
 def _show_warning(message: Warning | str, category: type, filename: str, *rest: object) -> None:
     say(f"warning: {message}")
-
-
-def _options() -> list[str]:
-    from attent.tasks.commands import COMMANDS
-
-    return [f.name for command in COMMANDS.values() for f in dataclasses.fields(command.config)]
-
-
-def _readable(message: str, argv: Sequence[str]) -> str:
-    """Jsonargparse's message on one line, with the nearest name of an option it does not know."""
-    message = re.sub(r"\s*\n\s*", " ", message).strip()
-    files = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
-    files += [word.partition("=")[2] for word in argv if word.startswith("--config=")]
-    message = message.replace("<unicode string>", files[-1] if files else "the command line")
-    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
-    message = message.replace("typing.Literal", "one of ").replace("<class '", "").replace("'>", "")
-    message = re.sub(
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*"
-        r"Given value type: \S+ Given value: ",
-        lambda match: f"Expected {_alternatives(match[1])}. Got value: ",
-        message,
-    )
-    unknown = re.search(
-        r"[Uu]nrecognized arguments?: (.*)|does not accept option '([^']+)'", message
-    )
-    if unknown:
-        words = [unknown[2]] if unknown[2] else re.findall(r"--([\w-]+)", unknown[1])
-        known = [*_options(), "config", "allow_previous", "report_dir", "format", "output"]
-        hints = "".join(did_you_mean(word.replace("-", "_"), known) for word in words[:1])
-        named = words[0] if words else (unknown[1] or "").strip()
-        return f"unknown option {named!r}{hints}"
-    command = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", message)
-    if command:
-        known = re.findall(r"\w+", command[2])
-        return (
-            f"unknown command {command[1]!r}{did_you_mean(command[1], known)} ({', '.join(known)})"
-        )
-    return message
-
-
-def _alternatives(subtypes: str) -> str:
-    """Types as jsonargparse names them, for people: ``float, NoneType`` -> ``a float or null``."""
-    names = [re.sub(r"\w+\.", "", name) for name in re.split(r", (?![^\[]*\])", subtypes)]
-    return " or ".join("null" if name == "NoneType" else f"a {name}" for name in names)
 
 
 def _config_of(parsed: Namespace, command: str) -> object:

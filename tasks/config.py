@@ -1,4 +1,4 @@
-"""Typed options, their checks, and where a wrong one came from.
+"""Typed options and their checks.
 
 One dataclass a command: its fields are the YAML keys, the flags and the Python arguments.
 """
@@ -9,12 +9,9 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 Method = Literal["attent_complex", "attent_simple", "full"]
 SignalName = Literal[
@@ -380,47 +377,3 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?``, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def explain(message: str, argv: Sequence[str]) -> str:
-    """The message, with where each option it names was set: a flag, or a line of a YAML file.
-
-    Args:
-        message: of an error.
-        argv: the command line.
-    """
-    said = [
-        f"  {name}: {origin}"
-        for name, origin in _origins(argv).items()
-        if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message)
-    ]
-    return "\n".join([message, *said])
-
-
-def _origins(argv: Sequence[str]) -> dict[str, str]:
-    """Where each option was set last: flags win over files, later flags over earlier ones."""
-    from_files: dict[str, str] = {}
-    from_flags: dict[str, str] = {}
-    for position, word in enumerate(argv):
-        if not word.startswith("--"):
-            continue
-        name, _, value = word[2:].partition("=")
-        value = value or (argv[position + 1] if position + 1 < len(argv) else "")
-        if name == "config" and Path(value).is_file():
-            from_files |= {
-                k: f"set in {value}, line {n}" for k, n in key_lines(Path(value)).items()
-            }
-        else:
-            from_flags[name.replace("-", "_")] = f"set by the flag --{name}"
-    return from_files | from_flags
-
-
-def key_lines(path: Path) -> dict[str, int]:
-    """The line of each top-level key of a YAML file, from 1; empty if it is no mapping."""
-    try:
-        node = yaml.compose(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    if not isinstance(node, yaml.MappingNode):
-        return {}
-    return {key.value: key.start_mark.line + 1 for key, _ in node.value}

@@ -13,11 +13,10 @@ from attent.tasks.config import (
     ConfigError,
     as_dict,
     did_you_mean,
-    explain,
     from_dict,
-    key_lines,
     without_effect,
 )
+from attent.tasks.words import explain, key_lines
 
 FIELDS = [field.name for field in dataclasses.fields(ClassifyConfig)]
 

@@ -1,0 +1,160 @@
+"""The words of a command line: names that mean the same, and the parser's complaints about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from attent.tasks.config import ConfigError, did_you_mean
+
+OTHER_NAMES = {"data_path": "data"}
+"""Other names of options -> their own, on command lines and in files."""
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """The files of options that a command line names."""
+    files = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    return files + [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+
+
+def one_name(argv: Sequence[str]) -> list[str]:
+    """The command line with each option under its own name, in flags and in files.
+
+    A file that uses another name is handed on as its text, the name replaced where it stands.
+
+    Raises:
+        ConfigError: both names of an option, by flags or in one file.
+    """
+    flags = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    _refuse_both(flags, "the command line")
+    words, found = iter(argv), []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            file = value if equals else next(iter(itertools.islice(words, 1)), None)
+            found += [word] if file is None else [f"--config={_renamed(file)}"]
+        else:
+            own = OTHER_NAMES.get(name.removeprefix("--")) if name.startswith("--") else None
+            found.append(word if own is None else f"--{own}{equals}{value}")
+    return found
+
+
+def _renamed(file: str) -> str:
+    """The file's path, or its text under the options' own names if it uses another."""
+    path = Path(file)
+    try:
+        text = path.read_text() if path.is_file() else ""
+        node = yaml.compose(text)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return file  # the parser says what is wrong with it
+    keys = _keys(node)
+    _refuse_both({key.value for key in keys}, file)
+    others = [key for key in keys if key.value in OTHER_NAMES]
+    for key in reversed(others):
+        begin, end = key.start_mark.index, key.end_mark.index
+        text = text[:begin] + OTHER_NAMES[key.value] + text[end:]
+    return text if others else file
+
+
+def _refuse_both(names: set[str], origin: str) -> None:
+    for other, own in OTHER_NAMES.items():
+        if {other, own} <= names:
+            raise ConfigError(f"{own} and {other} are one option, and {origin} gives both")
+
+
+def _options() -> list[str]:
+    from attent.tasks.commands import COMMANDS
+
+    return [f.name for command in COMMANDS.values() for f in dataclasses.fields(command.config)]
+
+
+def readable(message: str, argv: Sequence[str]) -> str:
+    """Jsonargparse's message on one line, with the nearest name of an option it does not know."""
+    message = re.sub(r"\s*\n\s*", " ", message).strip()
+    files = config_files(argv)
+    message = message.replace("<unicode string>", files[-1] if files else "the command line")
+    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
+    message = message.replace("typing.Literal", "one of ").replace("<class '", "").replace("'>", "")
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*"
+        r"Given value type: \S+ Given value: ",
+        lambda match: f"Expected {_alternatives(match[1])}. Got value: ",
+        message,
+    )
+    unknown = re.search(
+        r"[Uu]nrecognized arguments?: (.*)|does not accept option '([^']+)'", message
+    )
+    if unknown:
+        words = [unknown[2]] if unknown[2] else re.findall(r"--([\w-]+)", unknown[1])
+        known = [*_options(), "config", "allow_previous", "report_dir", "format", "output"]
+        hints = "".join(did_you_mean(word.replace("-", "_"), known) for word in words[:1])
+        named = words[0] if words else (unknown[1] or "").strip()
+        return f"unknown option {named!r}{hints}"
+    command = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", message)
+    if command:
+        known = re.findall(r"\w+", command[2])
+        return (
+            f"unknown command {command[1]!r}{did_you_mean(command[1], known)} ({', '.join(known)})"
+        )
+    return message
+
+
+def _alternatives(subtypes: str) -> str:
+    """Types as jsonargparse names them, for people: ``float, NoneType`` -> ``a float or null``."""
+    names = [re.sub(r"\w+\.", "", name) for name in re.split(r", (?![^\[]*\])", subtypes)]
+    return " or ".join("null" if name == "NoneType" else f"a {name}" for name in names)
+
+
+def explain(message: str, argv: Sequence[str]) -> str:
+    """The message, with where each option it names was set: a flag, or a line of a YAML file.
+
+    Args:
+        message: of an error.
+        argv: the command line.
+    """
+    said = [
+        f"  {name}: {origin}"
+        for name, origin in _origins(argv).items()
+        if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message)
+    ]
+    return "\n".join([message, *said])
+
+
+def _origins(argv: Sequence[str]) -> dict[str, str]:
+    """Where each option was set last: flags win over files, later flags over earlier ones."""
+    from_files: dict[str, str] = {}
+    from_flags: dict[str, str] = {}
+    for position, word in enumerate(argv):
+        if not word.startswith("--"):
+            continue
+        name, _, value = word[2:].partition("=")
+        value = value or (argv[position + 1] if position + 1 < len(argv) else "")
+        if name == "config" and Path(value).is_file():
+            from_files |= {
+                k: f"set in {value}, line {n}" for k, n in key_lines(Path(value)).items()
+            }
+        else:
+            own = name.replace("-", "_")
+            from_flags[OTHER_NAMES.get(own, own)] = f"set by the flag --{name}"
+    return from_files | from_flags
+
+
+def key_lines(path: Path) -> dict[str, int]:
+    """The line of each top-level key of a YAML file, from 1; empty if it is no mapping."""
+    try:
+        node = yaml.compose(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    lines = [(key.value, key.start_mark.line + 1) for key in _keys(node)]
+    return {OTHER_NAMES.get(name, name): line for name, line in lines}
+
+
+def _keys(node: yaml.Node | None) -> list[yaml.ScalarNode]:
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    return [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
