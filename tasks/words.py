@@ -150,7 +150,7 @@ def key_lines(path: Path) -> dict[str, int]:
         node = yaml.compose(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         return {}
-    lines = [(key.value, key.start_mark.line + 1) for key in _keys(node)]
+    lines = [(str(key.value), key.start_mark.line + 1) for key in _keys(node)]
     return {OTHER_NAMES.get(name, name): line for name, line in lines}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attent.tasks.cli import parser, rewritten
+from attent.tasks.words import one_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -67,7 +68,7 @@ def test_commands_are_understood(page, commands, monkeypatch, tmp_path):
     assert {words[0] for words in ours} == commands
     for words in ours:
         _, words = rewritten(words)
-        assert parser().parse_args(words).command == words[0]
+        assert parser().parse_args(one_name(words)).command == words[0]
 
 
 @pytest.mark.parametrize("page", ["docs/pretraining.md"])

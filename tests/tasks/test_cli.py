@@ -366,7 +366,8 @@ def test_a_plan_takes_its_file_by_name_or_as_a_config_and_flags_after_it(attent)
 
 @pytest.mark.parametrize(
     "file", [p.name for p in resources.files("attent.tasks.configs").iterdir()
-             if p.name.endswith(".yaml")],
+             # Others are of data that one has to have: see test_configs.
+             if p.name.endswith(".yaml") and "\ndata: path/to/" not in p.read_text()],
 )  # fmt: skip
 def test_every_ready_made_config_loads_and_fits(attent, file):
     status, printed, err = attent("plan", str(resources.files("attent.tasks.configs") / file))
