@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, resolve_name
 
 from attent.pipeline.ghost.pieces import (
     FUSE_ABOVE,
@@ -384,3 +384,12 @@ def _name(func: Any) -> str:
 def _listed(names: frozenset[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+
+
+def listening_for(tensor: Tensor) -> bool:
+    """Whether a tape in force listens for the gradient of a tensor.
+
+    For a model that has a faster way which a tape cannot see: it may take it where this is False.
+    """
+    modes = _get_current_function_mode_stack()
+    return any(isinstance(mode, Tape) and mode.name_of(tensor) != "" for mode in modes)
