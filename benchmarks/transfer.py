@@ -4,8 +4,8 @@
     python benchmarks/transfer.py selection [--pretrained RUN] [--data digits scenes]
 
 ``pretraining``: an encoder fine-tuned from a run of ``attent pretrain`` (such as ``make run``)
-against the same encoder from scratch: same scenes, head, schedule and number of steps, for each of
-some seeds. The scenes are of those seeds, none of which the pre-training has seen (its own is 0);
+against the same encoder from scratch: all but the initial weights is the same, for each of some
+seeds. The scenes are of those seeds, none of which the pre-training has seen (its own is 0);
 that has seen depth and labels of other scenes, which training from scratch has not.
 
 ``selection``: plain training, random selection and AtteNTComplex (hard, soft) of a classifier at an
@@ -35,6 +35,7 @@ ENCODER: dict[str, Any] = {
     "patch_size": 8,
     "data": "scenes",
     "drop_path": 0.0,
+    "layer_decay": 1.0,
     "batch_size": 32,
     "lr": 1e-3,
     "clip": 1.0,
@@ -117,8 +118,6 @@ def pretraining(chosen: argparse.Namespace) -> None:
             for init in found:
                 given = ENCODER | options | {"num_train": chosen.num_train, "epochs": chosen.epochs}
                 given |= {"seed": seed, "method": "full", "warmup_epochs": 1.0}
-                # Layer-wise decay is for layers that know something.
-                given |= {"layer_decay": 0.75 if init == "pre-trained" else 1.0}
                 if init == "pre-trained":
                     given |= {"pretrained_weights": chosen.pretrained}
                 log = run(chosen.out, f"{task}-{init}-{seed}", task, given)
@@ -170,9 +169,10 @@ def selection(chosen: argparse.Namespace) -> None:
                 if len(said) < len(when)
                 else ""
             )
+            accuracy = mean([last(log, "val_accuracy") for log in runs], 2, 100)
+            loss = mean([last(log, "val_loss") for log in runs], 3)
             print(
-                f"| {name} | {mean(costs)} | {mean([last(x, 'val_accuracy') for x in runs], 2, 100)} "
-                f"| {mean([last(x, 'val_loss') for x in runs], 3)} "
+                f"| {name} | {mean(costs)} | {accuracy} | {loss} "
                 f"| {mean(said) if said else '-'}{never} |"
             )
 
