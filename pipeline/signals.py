@@ -106,7 +106,14 @@ def output_grad_norms(
     ``s_i = || d loss_i / d f(x_i) ||``, ``[B]``: the functional gradient of nonparametric teaching
     (Zhang et al., ICLR 2026, section 3) at the price of one forward. For cross-entropy it is
     ``|| softmax(f(x)) - onehot(y) ||``, for squared error ``2 || f(x) - y ||``.
+
+    A task whose ``forward`` gives something else than the model's output (losses of tokens, because
+    their logits are many) says it itself: ``output_grad_norms(model, batch) -> [B]``.
     """
+    own = getattr(task, "output_grad_norms", None)
+    if own is not None:
+        with torch.no_grad():
+            return own(functional_model(task.model, params, buffers), batch).float()
     with torch.no_grad():
         output = task.forward(functional_model(task.model, params, buffers), batch)
     leaves, spec = tree_flatten(output)
