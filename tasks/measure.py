@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 
-from attent.pipeline import Loading, evaluate
+from attent.pipeline import Loading, Source, TensorSource, evaluate
 from attent.pipeline import run as run_stage
 from attent.pipeline.checkpoint import write_atomically
+from attent.pipeline.source import fetch_batch
 from attent.pipeline.stage import initialize
+from attent.tasks.build import Run, check_labels
+from attent.tasks.classification import Classification
 from attent.tasks.commands import COMMANDS
+from attent.tasks.config import ConfigError
 from attent.tasks.run import RunFolder, load_trained
 
 
@@ -47,11 +51,11 @@ def measure(
     if data is not None:
         changed = dataclasses.replace(config, data=data)
         _, held_out = COMMANDS[command].load_data(changed)
-        _same_outputs(loaded.held_out, held_out, data)
+        _same_form(loaded, held_out, data)
     stage = evaluate(
         loaded.task,
         held_out,
-        batch_size=batch_size or config.score_batch_size,
+        batch_size=config.score_batch_size if batch_size is None else batch_size,
         loading=Loading(workers=config.workers),
     )
     state = run_stage(stage, initialize(stage, loaded.state))
@@ -68,9 +72,20 @@ def measure(
     return found, step
 
 
-def _same_outputs(own: Any, other: Any, data: str) -> None:
-    """Refuse data of other classes than those that the model has learned."""
+def _same_form(run: Run, other: Source, data: str) -> None:
+    """Refuse data of other classes than those that the model has learned, or of other pictures."""
     for name, what in (("num_outputs", "outputs a pixel"), ("classes", "classes")):
-        mine, theirs = getattr(own, name, None), getattr(other, name, None)
+        mine, theirs = getattr(run.held_out, name, None), getattr(other, name, None)
         if mine != theirs:
-            raise ValueError(f"data: {data} has other {what} ({theirs}) than the run ({mine})")
+            raise ConfigError(f"data: {data} has other {what} ({theirs}) than the run ({mine})")
+    mine, theirs = _pictures(run.held_out), _pictures(other)
+    if mine != theirs:
+        raise ConfigError(f"data: {data} holds pictures of {theirs}, the run was of {mine}")
+    if isinstance(run.task, Classification) and isinstance(other, TensorSource):
+        check_labels(other.fields["label"], run.task.num_classes, "held-out")
+
+
+def _pictures(source: Source) -> dict[str, list[int]]:
+    """Shapes of a source's pictures, by name."""
+    batch = fetch_batch(source, torch.tensor([0]))
+    return {name: list(batch[name].shape[1:]) for name in ("image", "rgb") if name in batch}
