@@ -29,7 +29,8 @@ def predict(
         what was predicted itself: label maps as PNG, other arrays as ``.npy``.
 
     Raises:
-        ConfigError: a command that predicts nothing of photographs, or a file that is not there.
+        ConfigError: a command that predicts nothing of photographs, a file that is not there, or
+            one that would be written over.
         ValueError: a file that is no photograph.
     """
     name, config = folder.load_config()
@@ -40,27 +41,37 @@ def predict(
     gone = [path for path in images if not Path(path).is_file()]
     if gone:
         raise ConfigError(f"there is no picture {', '.join(gone[:4])}")
-    run, _ = load_trained(folder)
     where = Path(output_dir) if output_dir else folder.path / "predictions"
+    for path in map(Path, images):
+        if path.suffix.lower() == ".png" and path.resolve().parent == where.resolve():
+            raise ConfigError(f"output_dir: {path} would be written over; name another folder")
+    run, _ = load_trained(folder)
     make_folder(where, "output_dir")
-    for path, stem in zip(images, _stems(images), strict=True):
+    taken: set[str] = set()
+    for path in images:
         prediction = make(run, config, rgb(path))
+        ends = {kind: _end(kind, values) for kind, values in prediction.arrays.items()}
+        stem = _free(Path(path).stem, [".png", *ends.values()], taken)
         figure = where / f"{stem}.png"
         prediction.figure.savefig(figure, dpi=110)
         for kind, values in prediction.arrays.items():
+            file = where / f"{stem}{ends[kind]}"
             if values.dtype == np.uint8:
-                Image.fromarray(values).save(where / f"{stem}_{kind}.png")
+                Image.fromarray(values).save(file)
             else:
-                np.save(where / f"{stem}_{kind}.npy", values)
+                np.save(file, values)
         yield figure, prediction.words
 
 
-def _stems(paths: Sequence[str]) -> list[str]:
-    """A name for each picture, those of one name told apart by number."""
-    seen: dict[str, int] = {}
-    names = []
-    for path in paths:
-        stem = Path(path).stem
-        seen[stem] = seen.get(stem, 0) + 1
-        names.append(stem if seen[stem] == 1 else f"{stem}_{seen[stem]}")
-    return names
+def _end(kind: str, values: np.ndarray) -> str:
+    return f"_{kind}.png" if values.dtype == np.uint8 else f"_{kind}.npy"
+
+
+def _free(stem: str, ends: Sequence[str], taken: set[str]) -> str:
+    """The stem, numbered where one of its files was written already; its files are now taken."""
+    name, number = stem, 1
+    while any(name + end in taken for end in ends):
+        number += 1
+        name = f"{stem}_{number}"
+    taken.update(name + end for end in ends)
+    return name
