@@ -21,6 +21,7 @@ from attent.tasks.data.multimodal import Reader
 from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
 from attent.tasks.finetuning.config import DenseConfig
 from attent.tasks.initial import load_initial
+from attent.tasks.pretraining.build import num_semseg_classes
 
 
 def build_encoder(
@@ -64,7 +65,7 @@ def build_encoder(
             output_adapters={output: head},
             image_size=config.input_size,
             patch_size=config.patch_size,
-            num_semseg_classes=getattr(config, "num_semseg_classes", 133),
+            num_semseg_classes=num_semseg_classes(config) if "semseg" in domains else 1,
             padding_class="semseg" in domains,
             num_global_tokens=config.num_global_tokens,
             drop_path_rate=config.drop_path,
@@ -124,7 +125,7 @@ def dense_sources(
     shared: dict[str, Any] = {
         "inputs": config.in_domains,
         "pseudo": config.pseudo_domains,
-        "num_semseg_classes": config.num_semseg_classes,
+        "num_semseg_classes": num_semseg_classes(config),
         **options,
     }
     train = Dense if config.augment else Fixed

@@ -57,7 +57,8 @@ class DenseConfig(EncoderConfig, SelectionConfig, TrainingConfig, RunConfig):
         in_domains: what is encoded: a list, or joined by hyphens (rgb-depth).
         pseudo_domains: which of in_domains are read from pseudo_depth or pseudo_semseg: what a
             network predicted of the picture.
-        num_semseg_classes: classes of the label maps that are encoded.
+        num_semseg_classes: classes of the label maps that are encoded; null takes the scenes' own
+            number, or COCO's 133.
         head_args: further arguments of the head.
         augment: train on random crops, flips and colours; false on the pictures as they are
             evaluated.
@@ -76,7 +77,7 @@ class DenseConfig(EncoderConfig, SelectionConfig, TrainingConfig, RunConfig):
     data_cache: str | None = None
     in_domains: list[str] | str = dataclasses.field(default_factory=lambda: ["rgb"])
     pseudo_domains: list[str] | str = dataclasses.field(default_factory=list)
-    num_semseg_classes: int = 133
+    num_semseg_classes: int | None = None
     head_args: dict[str, Any] | None = None
     augment: bool = True
 
@@ -91,8 +92,9 @@ class DenseConfig(EncoderConfig, SelectionConfig, TrainingConfig, RunConfig):
             if isinstance(value, str):
                 object.__setattr__(self, name, [part for part in value.split("-") if part])
         check_shared(self)
-        for name in ("num_train", "num_val", "input_size", "patch_size", "num_semseg_classes"):
+        for name in ("num_train", "num_val", "input_size", "patch_size"):
             need(self, name, lambda v: v >= 1, "at least 1")
+        need(self, "num_semseg_classes", lambda v: v is None or v >= 1, "at least 1, or null")
         check_patches(self, semseg="semseg" in self.in_domains)
         need(self, "num_global_tokens", lambda v: v >= 0, "at least 0")
         need(self, "drop_path", lambda v: 0 <= v < 1, "in [0, 1)")

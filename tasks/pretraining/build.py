@@ -73,8 +73,12 @@ def load_data(config: PretrainConfig) -> tuple[Source, Source]:
     return source(train), source(val)
 
 
-def num_semseg_classes(config: PretrainConfig) -> int:
-    """How many classes of pixels there are."""
+def num_semseg_classes(config: Any) -> int:
+    """How many classes there are in the label maps that are encoded or predicted.
+
+    Args:
+        config: has ``data`` and ``num_semseg_classes``.
+    """
     if config.num_semseg_classes is not None:
         return config.num_semseg_classes
     return len(SEMANTIC_CLASSES) if config.data == "scenes" else COCO_CLASSES
