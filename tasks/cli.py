@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -87,9 +87,26 @@ def parser() -> ArgumentParser:
         help="the file, .pth or .safetensors; by default in export/ of the run folder",
     )  # fmt: skip
     commands.add_subcommand("export", sub, help="write a run's weights for other code")
+    commands.add_subcommand(
+        "merge", _merge_parser(), help="write a language model with adapters in"
+    )
     commands.add_subcommand("evaluate", _evaluation_parser(), help="measure a trained run")
     commands.add_subcommand("predict", _prediction_parser(), help="try a trained run on pictures")
     return top
+
+
+def _merge_parser() -> ArgumentParser:
+    sub = ArgumentParser(
+        exit_on_error=False,
+        description="Write the model of a run of attent instruct, its adapters merged into it, and "
+        "its tokenizer, as from_pretrained of transformers loads them.",
+    )
+    sub.add_argument("run", type=str, help="the run folder; its last checkpoint is taken")
+    sub.add_argument(
+        "--output", type=str | None, default=None,
+        help="a folder that is not there yet; by default merged/ in the run's folder",
+    )  # fmt: skip
+    return sub
 
 
 def _evaluation_parser() -> ArgumentParser:
@@ -127,6 +144,9 @@ def _prediction_parser() -> ArgumentParser:
 def _training_parser(config: type, description: str) -> ArgumentParser:
     sub = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
     sub.add_argument("--config", action="config", help="a YAML file of the options below")
+    # Evaluated here: jsonargparse looks for their names in the modules of first bases alone, and
+    # takes any value for an option whose type it cannot find.
+    config.__init__.__annotations__ = get_type_hints(config)
     sub.add_class_arguments(config)
     return sub
 
@@ -313,6 +333,13 @@ def _export(parsed: Namespace) -> int:
     return 0
 
 
+def _merge(parsed: Namespace) -> int:
+    from attent.tasks.language.base import merge
+
+    say(f"model {merge(parsed.run, parsed.output)}")
+    return 0
+
+
 def _evaluate(parsed: Namespace) -> int:
     from attent.tasks.measure import measure
     from attent.tasks.run import load_runs
@@ -344,6 +371,7 @@ _OTHERS: dict[str, Callable[[Namespace], int]] = {
     "resume": _resume,
     "report": _report,
     "export": _export,
+    "merge": _merge,
     "evaluate": _evaluate,
     "predict": _predict,
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 
 from attent.tasks import cli
+from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError
 from attent.tasks.words import explain, key_lines, one_name
 from tests.tasks.test_cli import only_an_error
@@ -130,3 +134,17 @@ def test_lines_and_origins_are_of_the_options_own_name(tmp_path):
     assert key_lines(path.with_name("f.yaml")) == {"lr": 3}
     told = explain("data: there is no x", ["classify", "--config", str(path)])
     assert told.splitlines()[1:] == [f"  data: set in {path}, line 2"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_of_every_command_have_their_types(command):
+    """A folder called 12 is no number, and what is no number is refused where it stands."""
+    known = get_type_hints(COMMANDS[command].config)
+    given = [command, "--output_dir", "12", "--data=7", "--lr", "1e-3", "--epochs", "30"]
+    parsed = cli.parser().parse_args(given)[command]
+    assert (parsed.output_dir, parsed.data, parsed.lr, parsed.epochs) == ("12", "7", 0.001, 30)
+    assert set(known) <= set(vars(parsed))
+    wrong = {"lr": "fast", "epochs": "1.5", "method": "attent", "compile": "3", "threads": "[1]"}
+    for name, value in wrong.items():
+        with pytest.raises(argparse.ArgumentError, match=f'Parser key "{name}"'):
+            cli.parser().parse_args([command, f"--{name}", value])
