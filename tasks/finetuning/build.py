@@ -89,6 +89,7 @@ def readers_of(config: Any, target: str) -> DenseData:
         ValueError: no such data, or not in the form expected.
     """
     if config.data == "scenes":
+        _check_scenes(config, target)
         return DenseData("scenes", *_scenes(config), len(SEMANTIC_CLASSES), False)
     if not Path(config.data).exists():
         raise ConfigError(f"data: there is no {config.data}; it is 'scenes' or a folder")
@@ -99,6 +100,17 @@ def readers_of(config: Any, target: str) -> DenseData:
         pseudo=config.pseudo_domains,
         layout=config.layout,
     )
+
+
+def _check_scenes(config: DenseConfig, target: str) -> None:
+    """Refuse what rendered scenes have not."""
+    if target not in ("semseg", "depth"):
+        raise ConfigError(f"target {target}: data scenes have depth; take a folder of Taskonomy")
+    if config.pseudo_domains:
+        raise ConfigError(
+            f"pseudo_domains names {', '.join(config.pseudo_domains)}: of data scenes no network "
+            "has predicted anything"
+        )
 
 
 def _scenes(config: DenseConfig) -> tuple[Reader, Reader]:
