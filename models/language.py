@@ -306,7 +306,7 @@ def with_adapters(
         )
     else:
         config = LoraConfig(r=rank, use_dora=adapter == "dora", **options)
-    with _quietly():
+    with quietly():
         return get_peft_model(causal, config)  # type: ignore[arg-type]
 
 
@@ -355,7 +355,7 @@ def load_tokenizer(path: str) -> Any:
 def told(path: str) -> Iterator[None]:
     """What transformers says of a model that cannot be had, in a line."""
     try:
-        with _quietly():
+        with quietly():
             yield
     except (OSError, ValueError, KeyError) as error:
         there = sorted(p.name for p in Path(path).iterdir()) if Path(path).is_dir() else []
@@ -365,9 +365,17 @@ def told(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without warnings of transformers and peft of each other's old names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+def quietly() -> Iterator[None]:
+    """Without bars, and warnings of transformers and peft of each other's old names."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

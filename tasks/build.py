@@ -58,6 +58,7 @@ class Run:
         plan: its arithmetic.
         state: before the first tick.
         signal: which scores are recorded; None if there are none.
+        notes: what is to be said of it when it starts.
     """
 
     task: Task
@@ -67,6 +68,7 @@ class Run:
     plan: Plan
     state: TensorDict
     signal: str | None
+    notes: tuple[str, ...] = ()
 
 
 def device_of(name: str) -> torch.device:
@@ -88,7 +90,9 @@ def seeded(config: Any, make: Callable[[], nn.Module]) -> nn.Module:
         return make().to(device_of(config.device))
 
 
-def assemble(config: Any, task: Task, source: Source, held_out: Source) -> Run:
+def assemble(
+    config: Any, task: Task, source: Source, held_out: Source, *, frozen: bool = True
+) -> Run:
     """The graph of a command's options, checked before any training.
 
     Args:
@@ -96,6 +100,8 @@ def assemble(config: Any, task: Task, source: Source, held_out: Source) -> Run:
         task: what is learned, its model on the run's device.
         source: the training examples.
         held_out: the examples it is measured on.
+        frozen: whether the state holds what is frozen too; False where it is loaded from where it
+            came from each time, such as a language model below its adapters.
 
     Raises:
         ValueError: what the options ask for cannot be; the message says why.
@@ -129,9 +135,9 @@ def assemble(config: Any, task: Task, source: Source, held_out: Source) -> Run:
     tick = _recipe(config, task, source, stage, measure, loading)
     state = initial_state(task, source, seed=config.seed)
     # Weights that a run starts from may fill what is frozen too (position embeddings), and are not
-    # loaded again on resume: a checkpoint holds all of the model.
+    # loaded again on resume: a checkpoint holds all of the model, unless told otherwise.
     for name, value in task.model.named_parameters():
-        if not value.requires_grad:
+        if frozen and not value.requires_grad:
             state["buffers", name] = value.detach().clone()
     validate(tick, state)
     asks_scores = config.method != "full" and config.selection_strategy != "random"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,19 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Texts for the report, where there is nothing to look at.
+
+    Attributes:
+        title: of all of them.
+        parts: what each is, and itself.
+    """
+
+    title: str
+    parts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """A command that trains.
 
@@ -64,8 +78,14 @@ class Command:
         measures: the figures of its runs; the first decides which checkpoint is the best.
         parts: further figures, which the report shows apart.
         load_data: options -> training and held-out examples, for pictures of them.
-        thumbnails: a batch -> a small picture and a few words for each example.
+        thumbnails: a batch -> a small picture and a few words for each example; None where examples
+            are no pictures.
+        text: a source and an index -> the example as a text, where it is one.
         pictures: the trained run -> further pictures for the report: name, figure, what it shows.
+        passages: the trained run and its options -> texts for the report.
+        prepare: the options, with the run's folder, and whom to tell -> whether it has made there
+            something that the run is built of, after which it is built again.
+        save: the trained run and a folder -> write there the final weights as others load them.
         predict: the trained run, its options and a photograph ``[3, H, W]`` uint8 -> what the model
             makes of it.
     """
@@ -75,7 +95,11 @@ class Command:
     build: Callable[..., Run]
     measures: tuple[Measure, ...]
     load_data: Callable[[Any], tuple[Source, Source]]
-    thumbnails: Callable[[TensorDict], Sequence[tuple[Tensor, str]]]
+    thumbnails: Callable[[TensorDict], Sequence[tuple[Tensor, str]]] | None = None
+    text: Callable[[Any, int], str] | None = None
     parts: tuple[Measure, ...] = ()
     pictures: Callable[[Run], list[tuple[str, Figure, str]]] | None = None
+    passages: Callable[[Run, Any], list[Passage]] | None = None
+    prepare: Callable[[Any, Callable[[str], None]], bool] | None = None
+    save: Callable[[Run, Path], None] | None = None
     predict: Callable[[Run, Any, Tensor], Prediction] | None = None

@@ -6,7 +6,8 @@ environment.json   versions, threads, device: what the bits depend on
 log.jsonl          a line for each tick
 checkpoints/       checkpoint-<step>.safetensors, best.safetensors
 selections/        selection-<pass>.npz
-model.safetensors  the final weights, under the model's own names
+model.safetensors  the final weights, under the model's own names; of language models adapter/ or
+                   model/, as peft and transformers load them
 report/            report.html and its pictures
 ```
 """
@@ -54,7 +55,7 @@ from attent.tasks.progress import ProgressBar
 
 Say = Callable[[str], None]
 
-NAMED_DATA = frozenset({"digits", "scenes", "photos"})
+NAMED_DATA = frozenset({"digits", "scenes", "photos", "harvest"})
 """Data that come with a package, and are no paths."""
 
 
@@ -104,6 +105,7 @@ class RunFolder:
         command = values.pop("command", None) if isinstance(values, dict) else None
         if command not in COMMANDS:
             raise ConfigError(f"{self.config} names no known command, but {command!r}")
+        values["output_dir"] = str(self.path)  # it may have been moved
         return command, from_dict(COMMANDS[command].config, values, str(self.config))
 
 
@@ -119,19 +121,32 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     run = COMMANDS[command].build(config)
     for warning in run.plan.warnings():
         say(f"warning: {warning}")
+    for note in run.notes:
+        say(note)
     folder = RunFolder(_new_folder(command, config))
     make_folder(folder.path, "output_dir")
     with _only_one(folder):
         _refuse_taken(folder)
         _write_config(command, config, folder)
         _write_environment(folder, run)
+        config, run = _prepared(command, config, run, folder, say)
         return _go_on(command, config, run, run.state, folder, say), folder
+
+
+def _prepared(command: str, config: Any, run: Run, folder: RunFolder, say: Say) -> tuple[Any, Run]:
+    """Options and run, after what the command makes in the folder beforehand."""
+    config = dataclasses.replace(config, output_dir=str(folder.path))
+    prepare = COMMANDS[command].prepare
+    if prepare is not None and prepare(config, say):
+        run = COMMANDS[command].build(config)
+    return config, run
 
 
 def _from_anywhere(config: Any) -> Any:
     """Its paths absolute: the run may be resumed and reported from another directory."""
     found = {}
-    for name in ("data", "data_cache", "pretrained_weights"):
+    paths = ("data", "held_out_data", "data_cache", "pretrained_weights", "model_name_or_path")
+    for name in paths:
         value = getattr(config, name, None)
         if value is None or (name == "data" and value in NAMED_DATA):
             continue
@@ -169,6 +184,7 @@ def resume(
             # Killed before its first checkpoint: there is nothing to lose by starting anew.
             run = COMMANDS[command].build(config)
             say(f"starting {folder.path}: it was stopped before anything was saved")
+            config, run = _prepared(command, config, run, folder, say)
             return _go_on(command, config, run, run.state, folder, say), folder
         saved, about, origin = store.load_last(allow_previous=allow_previous)
         _same_run(command, config, about, folder)
@@ -248,7 +264,10 @@ def _go_on(
     if config.progress:
         observers.insert(0, ProgressBar(run.plan, best))
     state = fit(run.tick, state, observers=observers, donate=True)
-    if finished(state):
+    save_as = COMMANDS[command].save
+    if finished(state) and save_as is not None:
+        save_as(dataclasses.replace(run, state=measured(state)), folder.path)
+    elif finished(state):
         _write_weights(run.task, measured(state), folder.weights)
     return state
 
@@ -321,7 +340,10 @@ def _set_threads(config: Any) -> None:
 
 
 def _environment(device: str) -> dict[str, Any]:
-    packages = ("torch", "torchvision", "torchdata", "tensordict", "timm", "numpy")
+    packages = (
+        "torch", "torchvision", "torchdata", "tensordict", "timm", "numpy", "transformers", "peft",
+        "tokenizers",
+    )  # fmt: skip
     return {
         "python": sys.version.split()[0],
         "machine": platform.machine(),

@@ -105,15 +105,17 @@ def _read(data: str, split: str, sub_task: str) -> list[Row]:
             raise ValueError(f"sub_task {sub_task!r} is a folder of the data; {data} is a file")
         if name != "train":
             raise ValueError(f"dataset_split: {data} is one file, whose split is train, not {name}")
-        return _part(_file(path), start, stop)
+        return part_of(_file(path), start, stop)
     if path.is_dir():
-        return _part(_folder(path / sub_task, name), start, stop)
+        return part_of(_folder(path / sub_task, name), start, stop)
     if path.suffix in SUFFIXES or path.is_absolute() or data.startswith("."):
         raise ValueError(f"data: there is no file or folder {data}")
     return _hub(data, split, sub_task)
 
 
-def _part(rows: list[Row], start: str | None, stop: str | None) -> list[Row]:
+def part_of(rows: list[Row], start: str | None, stop: str | None) -> list[Row]:
+    """The rows between two bounds of `parse_split`."""
+
     def bound(text: str | None) -> int | None:
         if text is None:
             return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from attent.models.language import IGNORED, LanguageModel
@@ -45,7 +45,7 @@ class InstructionTuning:
     name = "instruction tuning"
 
     def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+        self.model: nn.Module = model
 
     def view(self, batch: TensorDict, keys: Tensor, *, training: bool) -> TensorDict:
         """As it is."""

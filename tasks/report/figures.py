@@ -173,15 +173,10 @@ def selection_map(run: History) -> Figure | None:
 
 def extremes(run: History, source: Source, thumbnails: Thumbnails, show: int = 20) -> Figure | None:
     """The examples trained on most and least, as pictures with label and passes."""
-    subsets = _of_subsets(run)
-    if not subsets:
+    rows, index, times = most_and_least(run, show)
+    if not rows:
         return None
-    index, times = run.times_trained()
-    # Of those trained on equally often, the ones with the highest (lowest) last score.
-    last = next((s.scores for s in reversed(run.selections) if s.scores.size), times)
-    order = np.lexsort((last, times))
-    columns = min(show, len(order))
-    rows = [("most", order[::-1][:columns]), ("least", order[:columns])]
+    columns = len(rows[0][1])
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         per_row = min(10, columns)
         lines = -(-columns // per_row)
@@ -197,6 +192,25 @@ def extremes(run: History, source: Source, thumbnails: Thumbnails, show: int = 2
                 ax.imshow(*_picture(image))
                 ax.set_title(f"{words} · {times[i]:.0f}x", fontsize=7, fontweight="normal")
         return figure
+
+
+def most_and_least(
+    run: History, show: int
+) -> tuple[list[tuple[str, np.ndarray]], np.ndarray, np.ndarray]:
+    """Places of the examples trained on most and least among those recorded.
+
+    Returns:
+        ``most`` and ``least`` with their places, empty if nothing was left out; and of the recorded
+        examples their indices and passes.
+    """
+    if not _of_subsets(run):
+        return [], np.empty(0), np.empty(0)
+    index, times = run.times_trained()
+    # Of those trained on equally often, the ones with the highest (lowest) last score.
+    last = next((s.scores for s in reversed(run.selections) if s.scores.size), times)
+    order = np.lexsort((last, times))
+    count = min(show, len(order))
+    return [("most", order[::-1][:count]), ("least", order[:count])], index, times
 
 
 def _picture(image: torch.Tensor) -> tuple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.plan import TRAIN_COST
+from attent.pipeline.source import Source
+from attent.tasks.command import Passage
 from attent.tasks.commands import COMMANDS, Measure
 from attent.tasks.config import as_dict
 from attent.tasks.report import figures
@@ -89,19 +91,25 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
         ("selections", figures.selection_map(run), "Which examples were selected when"),
         (
             "examples",
-            figures.extremes(run, source, command.thumbnails) if source is not None else None,
+            figures.extremes(run, source, command.thumbnails)
+            if source is not None and command.thumbnails is not None
+            else None,
             "Most and least selected examples",
         ),
     ]
-    if command.pictures is not None:
-        try:
+    passages = _extremes(run, source, command.text)
+    try:
+        if command.pictures is not None:
             parts += command.pictures(load_trained(run.folder)[0])
-        except ValueError as error:
-            gone = f'<p class="note">No pictures by the model: {html.escape(str(error))}</p>'
+        if command.passages is not None:
+            passages += command.passages(load_trained(run.folder)[0], run.config)
+    except ValueError as error:
+        gone = f'<p class="note">Nothing by the model: {html.escape(str(error))}</p>'
     section = [f"<h2>{html.escape(run.name)}</h2>"]
     for name, figure, description in parts:
         if figure is not None:
             section.append(_picture(figure, where, prefix + name, description))
+    section += [_passage(passage) for passage in passages]
     section.append(gone)
     if not any(selection.is_subset for selection in run.selections):
         section.append('<p class="note">Everything was trained on all the time.</p>')
@@ -110,6 +118,29 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
         f"<details><summary>options</summary><pre>{html.escape(options)}</pre></details>"
     )
     return section
+
+
+def _extremes(
+    run: History, source: Source | None, text: Callable[[Any, int], str] | None, show: int = 5
+) -> list[Passage]:
+    """The examples trained on most and least, as texts."""
+    if source is None or text is None:
+        return []
+    rows, index, times = figures.most_and_least(run, show)
+    return [
+        Passage(
+            title=f"{name.capitalize()} selected",
+            parts=tuple((f"{times[i]:.0f} passes", text(source, int(index[i]))) for i in chosen),
+        )
+        for name, chosen in rows
+    ]
+
+
+def _passage(passage: Passage) -> str:
+    parts = "".join(
+        f"<p>{html.escape(name)}</p><pre>{html.escape(text)}</pre>" for name, text in passage.parts
+    )
+    return f"<h3>{html.escape(passage.title)}</h3>{parts}"
 
 
 def _picture(figure: Figure, where: Path, name: str, description: str) -> str:

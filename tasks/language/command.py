@@ -1,0 +1,24 @@
+"""``attent instruct``."""
+
+from __future__ import annotations
+
+from attent.tasks.command import Command, Measure
+from attent.tasks.language.base import prepare, save
+from attent.tasks.language.build import build_instruct, load_data
+from attent.tasks.language.config import InstructConfig
+from attent.tasks.language.pictures import as_text, samples
+
+INSTRUCT = Command(
+    name="instruct",
+    config=InstructConfig,
+    build=build_instruct,
+    measures=(
+        Measure(metric="val_perplexity", title="held-out perplexity", short="ppl"),
+        Measure(metric="val_loss", title="held-out loss", short="val loss"),
+    ),
+    load_data=load_data,
+    text=as_text,
+    passages=samples,
+    prepare=prepare,
+    save=save,
+)
