@@ -206,7 +206,7 @@ WRONG = {
         "segment", write_images, {"num_classes": 2}, r"no folder .*train/rgb and no folder"
     ),
     "a layout that is none": (
-        "segment", write_folders, {"layout": "nope", "num_classes": 5}, "layout must be .*got .nope"
+        "segment", write_folders, {"layout": "nope", "num_classes": 5}, "layout: .*Got value: nope"
     ),
     "too many ids": (
         "segment", write_folders, {"num_classes": 4},
