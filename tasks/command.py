@@ -83,8 +83,8 @@ class Command:
         text: a source and an index -> the example as a text, where it is one.
         pictures: the trained run -> further pictures for the report: name, figure, what it shows.
         passages: the trained run and its options -> texts for the report.
-        prepare: the options, with the run's folder, and whom to tell -> whether it has made there
-            something that the run is built of, after which it is built again.
+        prepare: the options, with the run's folder, the run, and whom to tell -> whether something
+            was made there that the run is built of, after which it is built again.
         save: the trained run and a folder -> write there the final weights as others load them.
         predict: the trained run, its options and a photograph ``[3, H, W]`` uint8 -> what the model
             makes of it.
@@ -100,6 +100,6 @@ class Command:
     parts: tuple[Measure, ...] = ()
     pictures: Callable[[Run], list[tuple[str, Figure, str]]] | None = None
     passages: Callable[[Run, Any], list[Passage]] | None = None
-    prepare: Callable[[Any, Callable[[str], None]], bool] | None = None
+    prepare: Callable[[Any, Run, Callable[[str], None]], bool] | None = None
     save: Callable[[Run, Path], None] | None = None
     predict: Callable[[Run, Any, Tensor], Prediction] | None = None

@@ -137,7 +137,7 @@ def _prepared(command: str, config: Any, run: Run, folder: RunFolder, say: Say) 
     """Options and run, after what the command makes in the folder beforehand."""
     config = dataclasses.replace(config, output_dir=str(folder.path))
     prepare = COMMANDS[command].prepare
-    if prepare is not None and prepare(config, say):
+    if prepare is not None and prepare(config, run, say):
         run = COMMANDS[command].build(config)
     return config, run
 

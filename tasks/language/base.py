@@ -5,37 +5,41 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from attent.models.language import LanguageModel, quietly
+from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.fit import finished
 from attent.pipeline.task import bind
 from attent.tasks.build import Run
 from attent.tasks.config import ConfigError
-from attent.tasks.data.instructions import Instructions
-from attent.tasks.language.build import base_of, build_instruct, has_base, load_data, own_tokenizer
+from attent.tasks.data.instructions import Dropped, Instructions
+from attent.tasks.language.build import base_of, build_instruct, has_base, own_tokenizer
 from attent.tasks.language.config import InstructConfig
 
 
-def prepare(config: InstructConfig, say: Callable[[str], None]) -> bool:
+def prepare(config: InstructConfig, run: Run, say: Callable[[str], None]) -> bool:
     """Make the model that a run's adapters are added to, in ``base/`` of its folder.
 
     It is a run of its own: on all of every row, without adapters and selection; it goes on where it
-    was stopped.
+    was stopped. Rows that were dropped are listed in ``dropped.txt``.
 
     Args:
         config: the options, with the run's folder.
+        run: what they give.
         say: told what is going on.
 
     Returns:
         Whether anything was made.
     """
     assert config.output_dir is not None
+    assert isinstance(run.source, Instructions)
+    assert isinstance(run.held_out, Instructions)
+    _list_dropped(Path(config.output_dir), [*run.source.dropped, *run.held_out.dropped])
     if config.is_fresh and config.adapter == "full" and own_tokenizer(config) is None:
-        tokenizer = load_data(config)[0].tokenizer
-        _write(Path(config.output_dir) / "tokenizer", tokenizer)
+        _write(Path(config.output_dir) / "tokenizer", run.source.tokenizer)
     if not has_base(config) or base_of(config) is not None:
         return False
     from attent.tasks.run import RunFolder, resume, start
@@ -53,6 +57,12 @@ def prepare(config: InstructConfig, say: Callable[[str], None]) -> bool:
     if not finished(state):
         raise KeyboardInterrupt
     return True
+
+
+def _list_dropped(folder: Path, dropped: Sequence[Dropped]) -> None:
+    if dropped:
+        lines = "".join(f"{one.row.place}: {one.why}\n" for one in dropped)
+        write_atomically(folder / "dropped.txt", lines.encode())
 
 
 def _pretraining(plain: InstructConfig, config: InstructConfig, folder: Path) -> InstructConfig:

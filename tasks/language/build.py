@@ -71,12 +71,9 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
     run = assemble(
         config, InstructionTuning(model), source, held_out, frozen=config.adapter == "full"
     )
-    notes = [f"warning: {name}: {s.told()}" for name, s in _named(run) if s.told()]
+    named = {"data": source, "held-out data": held_out}
+    notes = [f"warning: {name}: {s.told()}" for name, s in named.items() if s.told()]
     return dataclasses.replace(run, notes=tuple(notes))
-
-
-def _named(run: Run) -> list[tuple[str, Any]]:
-    return [("data", run.source), ("held-out data", run.held_out)]
 
 
 def load_data(config: InstructConfig) -> tuple[Instructions, Instructions]:
