@@ -91,7 +91,7 @@ def test_every_config_is_tested_here_or_has_data_of_its_own():
     own = {
         name for name in names if "\ndata: path/to" not in (CONFIGS / f"{name}.yaml").read_text()
     }
-    assert own == {"digits", "multimae_scenes", "detect_scenes"}
+    assert own == {"digits", "multimae_scenes", "detect_scenes", "stdlib_code"}
     assert names - own == set(TABLE)
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import warnings
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from attent.models.language import LanguageModel, build_causal, train_tokenizer
 from attent.pipeline.checkpoint import CheckpointError, load_state
 from attent.pipeline.fit import finished
+from attent.pipeline.keyed import generator
 from attent.pipeline.keys import differences
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import fetch_batch
+from attent.pipeline.stream import bucketed_order
 from attent.tasks import cli
 from attent.tasks.config import ConfigError, without_effect
 from attent.tasks.language.build import build_instruct, load_data
@@ -323,6 +326,39 @@ def test_the_harvest_is_split_by_module_and_may_be_cut():
     modules = [{row.values["module"] for row in s.rows} for s in (source, held_out)]
     assert not modules[0] & modules[1]
     assert source.locate(0).startswith(source.rows[0].values["module"])
+
+
+def test_the_ready_made_config_works_with_nothing_at_hand(tmp_path, capsys):
+    """As it is, on fewer functions."""
+    file = resources.files("attent.tasks.configs") / "stdlib_code.yaml"
+    fewer = "--dataset_split train[:48] --max_held_out 8 --pretrain_epochs 1 --max_new_tokens 4"
+    argv = f"instruct --config {file} {fewer} --output_dir {tmp_path / 'run'}"
+    threads = torch.get_num_threads()
+    try:
+        assert cli.main(argv.split()) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "held-out perplexity" in capsys.readouterr().err
+    _, config = RunFolder(tmp_path / "run").load_config()
+    assert (config.method, config.attent_ratio, config.adapter) == ("attent_simple", 0.7, "lora")
+    assert (tmp_path / "run" / "base" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_batches_of_the_harvest_are_padded_by_less_than_a_twentieth():
+    source, _ = load_data(InstructConfig(vocab_size=1024))
+    assert len(source) > 4000
+    everything = torch.ones(len(source), dtype=torch.bool)
+    for mask in (everything, torch.arange(len(source)) % 10 < 7):
+        for batch_size in (8, 32):
+            order = bucketed_order(mask, 3, source.lengths, batch_size)
+            slots = sum(
+                source.lengths[batch].max() * len(batch) for batch in order.split(batch_size)
+            )
+            assert 1 - source.lengths[mask].sum() / slots < 0.03
+    drawn = torch.randperm(len(source), generator=generator(0)).split(16)
+    slots = sum(source.lengths[batch].max() * len(batch) for batch in drawn)
+    assert 1 - source.lengths.sum() / slots > 0.4
 
 
 def test_other_data_may_be_held_out(data, released, tmp_path):
