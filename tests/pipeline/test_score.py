@@ -68,6 +68,7 @@ def hand(source, signal: str) -> torch.Tensor:
         "loss": r**2,
         "grad_norm": gradient,
         "vmap_grad_norm": gradient,
+        "looped_grad_norm": gradient,
         "last_layer": gradient,  # it is the only one
         "output_grad_norm": 2 * r.abs(),
     }[signal]

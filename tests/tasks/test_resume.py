@@ -335,7 +335,7 @@ def test_no_checkpoint_at_all(copy_of, whole):
         ({"epohcs": 3}, r"config\.yaml: unknown option 'epohcs'; did you mean 'epochs'"),
         ({"lr": -1.0}, "lr must be above 0"),
         ({"lr": "1e-3"}, "lr"),
-        ({"command": "segment"}, r"config\.yaml names no known command, but 'segment'"),
+        ({"command": "clasify"}, r"config\.yaml names no known command, but 'clasify'"),
     ],
     ids=str,
 )
