@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attent.tasks.build import Run
 from attent.tasks.command import Prediction
-from attent.tasks.depth.task import DenseRegression
+from attent.tasks.depth.task import NEAREST, DenseRegression
 from attent.tasks.finetuning.pictures import of_held_out, of_photograph
 from attent.tasks.grid import Column, colours, grid, of_numbers
 
@@ -22,16 +22,20 @@ def maps(run: Run) -> list[tuple[str, Figure, str]]:
         run: its state holds the weights that are shown.
     """
     batch, predicted = of_held_out(run)
-    target, valid = batch["target"][:, 0].numpy(), batch["valid"][:, 0].numpy()
-    known = np.ma.masked_array(target, ~valid)
+    target, guess = batch["target"][:, 0].numpy(), predicted[:, 0].numpy()
+    depth = isinstance(run.task, DenseRegression) and run.task.depth
+    if depth:  # by its logarithm, or what is near would all look alike
+        target, guess = (np.log10(np.maximum(x, NEAREST)) for x in (target, guess))
+    known = np.ma.masked_array(target, ~batch["valid"][:, 0].numpy())
     options = of_numbers(known.filled(np.nan))
     columns: list[Column] = [
         ("target", known, options),
-        ("predicted", predicted[:, 0].numpy(), options),
+        ("predicted", guess, options),
     ]
     if "rgb" in batch:
         columns.insert(0, ("rgb", colours(batch["rgb"]), {}))
-    return [("maps", grid(columns, len(batch)), "Held-out scenes and what is predicted of them")]
+    words = "Held-out scenes and what is predicted of them" + (" (log depth)" if depth else "")
+    return [("maps", grid(columns, len(batch)), words)]
 
 
 def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
