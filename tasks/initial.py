@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from attent.models.multimae.weights import Loaded, from_timm, load_weights, read_weights
 from attent.models.vit import build_vit
+from attent.tasks.build import seeded
+
+
+def initial_model(
+    config: Any, make: Callable[[], nn.Module], *, initial: bool, part: str = ""
+) -> nn.Module:
+    """A model on the run's device, its weights those that training starts from.
+
+    Args:
+        config: with ``pretrained_weights``, ``seed`` and ``device``.
+        make: the model; see `seeded`.
+        initial: load ``pretrained_weights``; False where a checkpoint's take their place.
+        part: the submodule that they are the weights of; by default the whole model.
+
+    Raises:
+        ValueError: no such weights, or of another shape.
+    """
+    model = seeded(config, make)
+    if config.pretrained_weights is not None and initial:
+        load_initial(model.get_submodule(part), config.pretrained_weights)
+    return model
 
 
 def load_initial(model: nn.Module, weights: str) -> Loaded:

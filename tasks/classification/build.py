@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from attent.tasks.data.images import Augmentation, Images
 from attent.tasks.data.npz import npz
 from attent.tasks.data.scenes import SCENE_CLASSES, Scenes
 from attent.tasks.finetuning.build import build_encoder
-from attent.tasks.finetuning.config import EncoderConfig
 
 SIDE = 224
 """Of images in pixels, where neither the options nor the model say."""
@@ -136,33 +134,16 @@ def _vit(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Encoder(EncoderConfig):
-    """The options of the encoder, of those of a classifier."""
-
-    seed: int
-    device: str
-
-
 def _multivit(
     config: ClassifyConfig, num_classes: int, channels: int, side: int, initial: bool
 ) -> nn.Module:
     if channels != 3:
         raise ConfigError(f"model {config.model} sees rgb; images have {channels} channels")
-    encoder = _Encoder(
-        model=config.model,
-        model_args=config.model_args,
-        pretrained_weights=config.pretrained_weights,
-        input_size=side,
-        patch_size=config.patch_size,
-        drop_path=config.drop_path,
-        seed=config.seed,
-        device=config.device,
-    )
     return build_encoder(
-        encoder,
+        config,
         "cls",
         kind="classification",
+        input_size=side,
         num_channels=num_classes,
         head_args={"pool": config.pool},
         initial=initial,

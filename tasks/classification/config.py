@@ -29,6 +29,7 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
         model: vit_digits, multivit_SIZE (the encoder of MultiMAE), or any model of timm.
         model_args: further arguments of the model.
         patch_size: of multivit_SIZE, in pixels.
+        num_global_tokens: of multivit_SIZE, tokens that belong to no patch.
         pool: of multivit_SIZE, what the classifier sees: the mean of all tokens, or the last.
         pretrained: load timm's weights.
         pretrained_weights: of multivit_SIZE, start from these: the folder of a finished run of
@@ -58,6 +59,7 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
     model: str = "vit_digits"
     model_args: dict[str, Any] | None = None
     patch_size: int = 16
+    num_global_tokens: int = 1
     pool: Literal["mean", "last"] = "mean"
     pretrained: bool = False
     pretrained_weights: str | None = None
@@ -75,7 +77,8 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
         check_shared(self)
         for name in ("label_smoothing", "drop_path"):
             need(self, name, lambda v: 0 <= v < 1, "in [0, 1)")
-        need(self, "shift", lambda v: v >= 0, "at least 0")
+        for name in ("shift", "num_global_tokens"):
+            need(self, name, lambda v: v >= 0, "at least 0")
         need(self, "held_out", lambda v: 0 < v < 1, "in (0, 1)")
         need(self, "flip", lambda v: 0 <= v <= 1, "in [0, 1]")
         for name in ("num_train", "num_val", "patch_size"):
@@ -105,7 +108,7 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
             whose = "scenes have their" if self.data == "scenes" else "a folder has its"
             found |= {"held_out": f"{whose} own val split"}
         if not self.model.startswith("multivit_"):
-            names = ("patch_size", "pool", "pretrained_weights")
+            names = ("patch_size", "num_global_tokens", "pool", "pretrained_weights")
             found |= dict.fromkeys(names, f"model is {self.model}")
         else:
             found |= {"pretrained": "multivit_SIZE takes pretrained_weights"}

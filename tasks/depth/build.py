@@ -33,6 +33,7 @@ def build_depth(config: DepthConfig, *, initial: bool = True) -> Run:
         config,
         "dense",
         kind="regression",
+        input_size=config.input_size,
         num_channels=source.num_outputs,
         head_args=config.head_args,
         initial=initial,

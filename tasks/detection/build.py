@@ -11,7 +11,7 @@ from torch import nn
 
 from attent.models.detection import MaskRCNN
 from attent.models.multimae import build_multivit
-from attent.tasks.build import Run, assemble, device_of, seeded
+from attent.tasks.build import Run, assemble
 from attent.tasks.config import ConfigError
 from attent.tasks.data.coco import Coco
 from attent.tasks.data.objects import ObjectView
@@ -19,7 +19,7 @@ from attent.tasks.data.scene_objects import SceneObjects
 from attent.tasks.data.scenes import Scenes
 from attent.tasks.detection.config import DetectConfig
 from attent.tasks.detection.task import Detection
-from attent.tasks.initial import load_initial
+from attent.tasks.initial import initial_model
 
 ObjectSource = SceneObjects | Coco
 
@@ -37,11 +37,11 @@ def build_detect(config: DetectConfig, *, initial: bool = True) -> Run:
         ValueError: what the options ask for cannot be; the message says why.
     """
     source, held_out = load_data(config)
-    model = cast(MaskRCNN, seeded(config, lambda: _model(config, len(source.classes))))
-    if config.pretrained_weights is not None and initial:
-        load_initial(model.encoder, config.pretrained_weights)
-    task = Detection(model)
-    task.model.to(device_of(config.device))
+    num_classes = len(source.classes)
+    model = initial_model(
+        config, lambda: _model(config, num_classes), initial=initial, part="encoder"
+    )
+    task = Detection(cast(MaskRCNN, model))
     if config.signal == "grad_norm":
         config = dataclasses.replace(config, signal="looped_grad_norm")
     return assemble(config, task, source, held_out)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from attent.models.heads import build_head
 from attent.models.multimae import MultiViT, build_multivit
 from attent.models.multimae.build import encoder_sizes
-from attent.tasks.build import device_of, seeded
 from attent.tasks.config import ConfigError
 from attent.tasks.data.dense import Dense
 from attent.tasks.data.dense_layouts import DenseData, find_dense
@@ -20,7 +19,7 @@ from attent.tasks.data.dense_view import View
 from attent.tasks.data.multimodal import Reader
 from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
 from attent.tasks.finetuning.config import DenseConfig
-from attent.tasks.initial import load_initial
+from attent.tasks.initial import initial_model
 from attent.tasks.pretraining.build import num_semseg_classes
 
 
@@ -29,6 +28,7 @@ def build_encoder(
     output: str,
     *,
     kind: str,
+    input_size: int,
     num_channels: int,
     head_args: Mapping[str, Any] | None = None,
     initial: bool,
@@ -36,9 +36,11 @@ def build_encoder(
     """An encoder with a fresh head, its weights those that training starts from.
 
     Args:
-        config: an `EncoderConfig`, with ``head`` (default linear), ``in_domains`` (default rgb).
+        config: says which encoder, as in `EncoderConfig`; ``head`` is linear and ``in_domains`` rgb
+            where it does not say.
         output: the head's name in what the model returns.
         kind: what the head predicts; see `build_head`.
+        input_size: side of the pictures in pixels.
         num_channels: classes, or values a pixel.
         head_args: further arguments of the head.
         initial: load ``pretrained_weights``; False where a checkpoint's take their place.
@@ -48,7 +50,7 @@ def build_encoder(
     """
     domains = list(getattr(config, "in_domains", ["rgb"]))
 
-    def make() -> nn.Module:
+    def make() -> MultiViT:
         sizes = encoder_sizes(config.model, config.model_args)
         head = build_head(
             getattr(config, "head", "linear"),
@@ -63,7 +65,7 @@ def build_encoder(
             config.model,
             in_domains=domains,
             output_adapters={output: head},
-            image_size=config.input_size,
+            image_size=input_size,
             patch_size=config.patch_size,
             num_semseg_classes=num_semseg_classes(config) if "semseg" in domains else 1,
             padding_class="semseg" in domains,
@@ -72,10 +74,7 @@ def build_encoder(
             model_args=config.model_args,
         )
 
-    model = cast(MultiViT, seeded(config, make))
-    if config.pretrained_weights is not None and initial:
-        load_initial(model, config.pretrained_weights)
-    return cast(MultiViT, model.to(device_of(config.device)))
+    return cast(MultiViT, initial_model(config, make, initial=initial))
 
 
 def readers_of(config: Any, target: str) -> DenseData:

@@ -9,7 +9,7 @@ from torch import nn
 
 from attent.models.multimae import Decoders, MultiMAE, build_multimae
 from attent.pipeline import Source
-from attent.tasks.build import Run, assemble, device_of, seeded
+from attent.tasks.build import Run, assemble, device_of
 from attent.tasks.config import ConfigError
 from attent.tasks.data.joint import JointView
 from attent.tasks.data.multimodal import Multimodal, Reader
@@ -17,7 +17,7 @@ from attent.tasks.data.paired_folder import PairedFolder
 from attent.tasks.data.photos import Photos
 from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
 from attent.tasks.data.taskonomy import Taskonomy
-from attent.tasks.initial import load_initial
+from attent.tasks.initial import initial_model
 from attent.tasks.pretraining.config import PretrainConfig
 from attent.tasks.pretraining.task import MaskedPretraining
 
@@ -37,10 +37,8 @@ def build_pretrain(config: PretrainConfig, *, initial: bool = True) -> Run:
         ValueError: what the options ask for cannot be; the message says why.
     """
     source, held_out = load_data(config)
-    model = seeded(config, lambda: _model(config))
+    model = initial_model(config, lambda: _model(config), initial=initial)
     assert isinstance(model, MultiMAE)
-    if config.pretrained_weights is not None and initial:
-        load_initial(model, config.pretrained_weights)
     task = MaskedPretraining(
         model,
         num_encoded_tokens=config.num_encoded_tokens,
@@ -51,7 +49,7 @@ def build_pretrain(config: PretrainConfig, *, initial: bool = True) -> Run:
         loss_on_unmasked=config.loss_on_unmasked,
         score_masks=config.score_masks,
     )
-    task.model.to(device_of(config.device))
+    task.model.to(device_of(config.device))  # the balancer, which is new
     task.check_budget((config.input_size, config.input_size))
     return assemble(config, task, source, held_out)
 

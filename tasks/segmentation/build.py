@@ -27,6 +27,7 @@ def build_segment(config: SegmentConfig, *, initial: bool = True) -> Run:
         config,
         "semseg",
         kind="segmentation",
+        input_size=config.input_size,
         num_channels=source.num_outputs,
         head_args=config.head_args,
         initial=initial,

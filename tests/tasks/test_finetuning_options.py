@@ -65,6 +65,18 @@ def test_a_step_is_shorter_the_farther_a_layer_is_from_the_head(tmp_path, comman
     assert len({scales[name] for name in steps[0] if steps[0][name].any()}) == 4
 
 
+# --- global tokens
+
+
+@pytest.mark.parametrize("command", ["segment", "depth", "classify"])
+@pytest.mark.parametrize("number", [0, 2])
+def test_an_encoder_has_as_many_global_tokens_as_asked_for(command, number):
+    heads = {} if command == "classify" else LINEAR
+    run = COMMANDS[command].build(options(command, num_global_tokens=number, **heads))
+    shapes = {name: value.shape for name, value in run.state["params"].items()}
+    assert shapes["global_tokens"] == (1, number, 16)
+
+
 # --- averages
 
 
@@ -163,6 +175,7 @@ IDLE = [
     ("classify", {"data": "digits", "crop_pct": 0.5}, "crop_pct = 0.5 .*: digits data are not cro"),
     ("classify", {"data": "a.npz", "image_size": 9}, "image_size = 9 .*: .npz data keep their"),
     ("classify", {"model": "vit_digits", "pool": "last"}, "pool = last .*: model is vit_digits"),
+    ("classify", {"model": "vit_digits", "num_global_tokens": 2}, "num_global_tokens = 2 .*vit"),
     (
         "classify",
         {"pretrained": True},
@@ -220,6 +233,7 @@ WRONG = {
     "segment --pretrained_weights timm:vit_of_none": "no model 'vit_of_none' here or in timm",
     "segment --data nowhere": "data: there is no nowhere; it is 'scenes' or a folder",
     "classify --data digits": "model multivit_micro sees rgb; images have 1 channels",
+    "classify --num_global_tokens -1": "num_global_tokens must be at least 0, got -1",
     "classify --pool maen": "pool: Expected a one of ['mean', 'last']. Got value: maen",
     "classify --crop_scale 0": "crop_scale must be in (0, 1], got 0",
     "classify --crop_pct 2": "crop_pct must be in (0, 1], got 2",
