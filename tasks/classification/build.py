@@ -19,7 +19,8 @@ from attent.tasks.data.digits import digits
 from attent.tasks.data.folder import ImageFolder
 from attent.tasks.data.images import Augmentation, Images
 from attent.tasks.data.npz import npz
-from attent.tasks.data.scenes import SCENE_CLASSES, Scenes
+from attent.tasks.data.options import rendered_scenes
+from attent.tasks.data.scenes import SCENE_CLASSES
 from attent.tasks.finetuning.build import build_encoder
 
 SIDE = 224
@@ -81,17 +82,7 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
             scale=config.crop_scale, hflip=config.flip, rand_augment=config.rand_augment
         )
     if config.data == "scenes":
-        rendered: dict[str, Any] = {
-            "size": size, "seed": config.seed, "cache": config.data_cache,
-        }  # fmt: skip
-        train = Scenes(
-            config.num_train,
-            split="train",
-            imbalance=config.imbalance,
-            label_noise=config.label_noise,
-            **rendered,
-        )
-        val = Scenes(config.num_val, split="val", **rendered)
+        train, val = rendered_scenes(config, size)
     elif path.is_dir():
         train, val = _folders(path, size)
     else:

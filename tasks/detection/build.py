@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
@@ -15,8 +15,8 @@ from attent.tasks.build import Run, assemble
 from attent.tasks.config import ConfigError
 from attent.tasks.data.coco import Coco
 from attent.tasks.data.objects import ObjectView
+from attent.tasks.data.options import rendered_scenes
 from attent.tasks.data.scene_objects import SceneObjects
-from attent.tasks.data.scenes import Scenes
 from attent.tasks.detection.config import DetectConfig
 from attent.tasks.detection.task import Detection
 from attent.tasks.initial import initial_model
@@ -56,13 +56,8 @@ def load_data(config: DetectConfig) -> tuple[ObjectSource, ObjectSource]:
     low, high = config.jitter
     view = ObjectView(size=config.input_size, scale=(low, high), hflip=config.hflip)
     if config.data == "scenes":
-        shared: dict[str, Any] = {
-            "size": config.input_size, "seed": config.seed, "cache": config.data_cache,
-        }  # fmt: skip
-        return (
-            SceneObjects(Scenes(config.num_train, split="train", **shared), view),
-            SceneObjects(Scenes(config.num_val, split="val", **shared), view),
-        )
+        scenes, others = rendered_scenes(config, config.input_size)
+        return SceneObjects(scenes, view), SceneObjects(others, view)
     root = Path(config.data)
     train = Coco(root, _split(root, "train"), view=view)
     return train, Coco(root, _split(root, "val"), view=view, categories=train.categories)

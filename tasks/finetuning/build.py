@@ -16,8 +16,8 @@ from attent.tasks.config import ConfigError
 from attent.tasks.data.dense import Dense
 from attent.tasks.data.dense_layouts import DenseData, find_dense
 from attent.tasks.data.dense_view import View
-from attent.tasks.data.multimodal import Reader
-from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
+from attent.tasks.data.options import rendered_scenes
+from attent.tasks.data.scenes import SEMANTIC_CLASSES
 from attent.tasks.finetuning.config import DenseConfig
 from attent.tasks.initial import initial_model
 from attent.tasks.pretraining.build import num_semseg_classes
@@ -89,7 +89,8 @@ def readers_of(config: Any, target: str) -> DenseData:
     """
     if config.data == "scenes":
         _check_scenes(config, target)
-        return DenseData("scenes", *_scenes(config), len(SEMANTIC_CLASSES), False)
+        train, val = rendered_scenes(config, config.input_size)
+        return DenseData("scenes", train, val, len(SEMANTIC_CLASSES), False)
     if not Path(config.data).exists():
         raise ConfigError(f"data: there is no {config.data}; it is 'scenes' or a folder")
     return find_dense(
@@ -110,16 +111,6 @@ def _check_scenes(config: DenseConfig, target: str) -> None:
             f"pseudo_domains names {', '.join(config.pseudo_domains)}: of data scenes no network "
             "has predicted anything"
         )
-
-
-def _scenes(config: DenseConfig) -> tuple[Reader, Reader]:
-    shared: dict[str, Any] = {
-        "size": config.input_size, "seed": config.seed, "cache": config.data_cache,
-    }  # fmt: skip
-    return (
-        Scenes(config.num_train, split="train", **shared),
-        Scenes(config.num_val, split="val", **shared),
-    )
 
 
 def dense_sources(

@@ -13,9 +13,10 @@ from attent.tasks.build import Run, assemble, device_of
 from attent.tasks.config import ConfigError
 from attent.tasks.data.joint import JointView
 from attent.tasks.data.multimodal import Multimodal, Reader
+from attent.tasks.data.options import rendered_scenes
 from attent.tasks.data.paired_folder import PairedFolder
 from attent.tasks.data.photos import Photos
-from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
+from attent.tasks.data.scenes import SEMANTIC_CLASSES
 from attent.tasks.data.taskonomy import Taskonomy
 from attent.tasks.initial import initial_model
 from attent.tasks.pretraining.config import PretrainConfig
@@ -85,11 +86,7 @@ def num_semseg_classes(config: Any) -> int:
 def _readers(config: PretrainConfig) -> tuple[Reader, Reader]:
     domains = config.domains
     if config.data == "scenes":
-        shared: dict[str, Any] = {
-            "size": config.input_size, "seed": config.seed, "cache": config.data_cache,
-        }  # fmt: skip
-        train = Scenes(config.num_train, split="train", imbalance=config.imbalance, **shared)
-        return train, Scenes(config.num_val, split="val", **shared)
+        return rendered_scenes(config, config.input_size)
     if config.data == "photos":
         if domains not in (["rgb"], ["depth"]):
             raise ConfigError(
