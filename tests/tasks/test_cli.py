@@ -46,19 +46,6 @@ def one_thread():
     torch.set_num_threads(former)
 
 
-@pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def attent(*argv: str) -> tuple[int, str, str]:
-        status = cli.main(argv)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return attent
-
-
 # --- one run, by the installed script, in a process of its own
 
 

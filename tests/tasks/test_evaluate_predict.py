@@ -15,7 +15,6 @@ from PIL import Image
 
 from attent.pipeline import load_state
 from attent.pipeline.observers import read_log
-from attent.tasks import cli
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.data.scenes import SCENE_CLASSES
 from attent.tasks.run import RunFolder, load_trained, start
@@ -45,19 +44,6 @@ def runs(tmp_path_factory):
     """A finished run of each command; two evaluations in each but the last."""
     path = tmp_path_factory.mktemp("runs")
     return {name: trained(name, path / name, **options) for name, options in RUNS.items()}
-
-
-@pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def attent(*argv: str | Path) -> tuple[int, str, str]:
-        status = cli.main([str(word) for word in argv])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return attent
 
 
 def copy_of(folder: RunFolder, path: Path) -> RunFolder:

@@ -18,7 +18,6 @@ from attent.models.multimae.weights import Loaded, load_weights, read_weights
 from attent.models.vit import build_vit
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import fetch_batch
-from attent.tasks import cli
 from attent.tasks.data.scenes import SEMANTIC_CLASSES
 from attent.tasks.pretraining.build import build_pretrain
 from attent.tasks.pretraining.config import PretrainConfig
@@ -37,19 +36,6 @@ TIMMS = "timm:vit_tiny_patch16_224"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> RunFolder:
     return trained(tmp_path_factory.mktemp("export") / "run", **SMALL)
-
-
-@pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def attent(*argv: str) -> tuple[int, str, str]:
-        status = cli.main(argv)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return attent
 
 
 def fresh(seed: int) -> MultiMAE:

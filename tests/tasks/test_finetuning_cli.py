@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 
 from attent.models.vit import build_vit
 from attent.pipeline.observers import read_log
-from attent.tasks import cli
 from attent.tasks.commands import COMMANDS
 from attent.tasks.run import RunFolder, resume
 from tests.tasks.finetuned import SELECT, SMALL, held_out, options, trained
@@ -39,19 +37,6 @@ def of(command: str, head: str | None = None, **changed):
     """Options of a small run with a narrow head."""
     heads = {} if head is None else {"head": head, "head_args": NARROW[head]}
     return heads | changed
-
-
-@pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def attent(*argv: str | Path) -> tuple[int, str, str]:
-        status = cli.main([str(word) for word in argv])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return attent
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from attent.pipeline.observers import read_log
-from attent.tasks import cli
 from attent.tasks.classification.build import load_data as load_images
 from attent.tasks.depth.build import build_depth
 from attent.tasks.run import RunFolder
@@ -31,19 +30,6 @@ from tests.tasks.finetuned import (
 from tests.tasks.test_cli import only_an_error
 
 DEPTH_FIGURES = {"delta1", "delta2", "delta3", "rmse", "abs_rel", "log10"}
-
-
-@pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def attent(*argv: str) -> tuple[int, str, str]:
-        status = cli.main(argv)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return attent
 
 
 def finite(folder: RunFolder) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from attent.models.layers import layer_scales
 from attent.pipeline import load_state
 from attent.pipeline.observers import read_log
-from attent.tasks import cli
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError, without_effect
 from attent.tasks.run import RunFolder, load_trained, resume
@@ -22,19 +20,6 @@ from tests.tasks.test_cli import only_an_error
 from tests.tasks.test_resume import assert_same_end, interrupted, last_checkpoint, silent
 
 LINEAR = {"head": "linear"}
-
-
-@pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def attent(*argv: str | Path) -> tuple[int, str, str]:
-        status = cli.main([str(word) for word in argv])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return attent
 
 
 # --- decay by layer

@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from attent.pipeline.observers import read_log
-from attent.tasks import cli
 from attent.tasks.pretraining.config import PretrainConfig
 from attent.tasks.run import RunFolder, resume, start
 from tests.tasks.test_cli import SCRIPT, only_an_error
@@ -63,19 +62,6 @@ def evaluations(folder: RunFolder) -> list[dict]:
     """The held-out figures, each once: a line repeats those of the last evaluation."""
     lines = {line["val_step"]: line for line in read_log(folder.log) if "val_step" in line}
     return [{k: v for k, v in line.items() if k.startswith("val_")} for line in lines.values()]
-
-
-@pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in this process, in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def attent(*argv: str) -> tuple[int, str, str]:
-        status = cli.main(argv)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return attent
 
 
 # --- one run, by the installed script, in a process of its own

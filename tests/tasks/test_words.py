@@ -16,17 +16,10 @@ from tests.tasks.test_cli import only_an_error
 
 
 @pytest.fixture
-def attent(tmp_path, monkeypatch, capsys):
-    """Run a command in a folder with some images: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def attent(attent, tmp_path):
+    """Run a command in a folder with some images."""
     images = np.random.default_rng(0).random((24, 8, 8))
     np.savez(tmp_path / "ours.npz", images=images, labels=np.arange(24) % 2)
-
-    def attent(*argv: str) -> tuple[int, str, str]:
-        status = cli.main(argv)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
     return attent
 
 
