@@ -334,7 +334,7 @@ def _export(parsed: Namespace) -> int:
 
 
 def _merge(parsed: Namespace) -> int:
-    from attent.tasks.language.base import merge
+    from attent.tasks.text.folder import merge
 
     say(f"model {merge(parsed.run, parsed.output)}")
     return 0

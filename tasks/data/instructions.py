@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from attent.models.language import IGNORED
+from attent.tasks.data.dropped import Dropped
 from attent.tasks.data.rows import Row
 
 PROMPT = (
@@ -25,14 +26,6 @@ PROMPT = (
 
 ALPACA = (("instruction", "output"), ("instruction", "response"), ("prompt", "completion"))
 """Names of query and response that are looked for where none are given."""
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row of which nothing is left to learn."""
-
-    row: Row
-    why: str
 
 
 @dataclass(frozen=True)
@@ -141,17 +134,6 @@ class Instructions:
         told = self.tokenizer.decode(ids[learned].tolist(), skip_special_tokens=True)
         return ids[:first], told
 
-    def told(self) -> str:
-        """How many rows were dropped, and which; empty if none was."""
-        if not self.dropped:
-            return ""
-        by_why: dict[str, list[int]] = {}
-        for one in self.dropped:
-            by_why.setdefault(one.why, []).append(one.row.number)
-        listed = "; ".join(f"{why}: rows {_ranges(numbers)}" for why, numbers in by_why.items())
-        total = len(self.dropped) + len(self)
-        return f"{len(self.dropped)} of {total:,} rows leave nothing to learn ({listed})"
-
 
 def _nothing_left(tokens: _Tokens, max_length: int) -> str:
     """Why nothing is left to learn; empty if something is."""
@@ -160,19 +142,6 @@ def _nothing_left(tokens: _Tokens, max_length: int) -> str:
     if any(tokens.learned[1:]):
         return f"the prompt fills model_max_length {max_length}"
     return "the response is empty"
-
-
-def _ranges(numbers: Sequence[int], most: int = 40) -> str:
-    """Numbers in order, neighbours together: ``3, 5-7``."""
-    ranges: list[list[int]] = []
-    for number in sorted(numbers):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    named = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:most]]
-    more = f" and {len(ranges) - most} more" if len(ranges) > most else ""
-    return ", ".join(named) + more
 
 
 def _tokenised(

@@ -20,9 +20,10 @@ from attent.tasks.build import Run, assemble, device_of
 from attent.tasks.config import ConfigError
 from attent.tasks.data.harvest import harvest
 from attent.tasks.data.instructions import Instructions
-from attent.tasks.data.rows import Row, parse_split, part_of, read_rows, split_rows
+from attent.tasks.data.rows import Row, parse_split, part_of
 from attent.tasks.language.config import InstructConfig
 from attent.tasks.language.task import InstructionTuning
+from attent.tasks.text.build import check_words, notes_of, rows_of_data, rows_of_other
 
 HARVEST = "harvest"
 
@@ -48,7 +49,7 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
             bits=config.bits,
             device=device,
         )
-    _check_words(causal, tokenizer, config)
+    check_words(causal, tokenizer, config)
     with all_global_generators(fold(config.seed, "adapters")):
         causal = with_adapters(
             causal,
@@ -71,9 +72,7 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
     run = assemble(
         config, InstructionTuning(model), source, held_out, frozen=config.adapter == "full"
     )
-    named = {"data": source, "held-out data": held_out}
-    notes = [f"warning: {name}: {s.told()}" for name, s in named.items() if s.told()]
-    return dataclasses.replace(run, notes=tuple(notes))
+    return dataclasses.replace(run, notes=notes_of(source, held_out))
 
 
 def load_data(config: InstructConfig) -> tuple[Instructions, Instructions]:
@@ -99,15 +98,11 @@ def rows_of(config: InstructConfig) -> tuple[list[Row], list[Row]]:
     Raises:
         ValueError: no such data, or none is left on one side.
     """
-    if config.data == HARVEST:
-        train, val = _harvested(config)
-    else:
-        train = read_rows(config.data, split=config.dataset_split, sub_task=config.sub_tasks)
-        val = []
+    if config.data != HARVEST:
+        return rows_of_data(config)
+    train, val = _harvested(config)
     if config.held_out_data is not None:
-        val = _of_other_data(config.held_out_data)
-    elif config.data != HARVEST:
-        train, val = split_rows(train, config.held_out, seed=config.seed)
+        val = rows_of_other(config.held_out_data)
     return train, val[: config.max_held_out]
 
 
@@ -132,17 +127,6 @@ def _harvested(config: InstructConfig) -> tuple[list[Row], list[Row]]:
             f"{len(train)} functions to train on and {len(val)} held out"
         )
     return train, val
-
-
-def _of_other_data(data: str) -> list[Row]:
-    """The held-out split of some data; all of it where it has none."""
-    told: list[str] = []
-    for split in ("validation", "val", "test", "train"):
-        try:
-            return read_rows(data, split=split)
-        except ValueError as error:
-            told.append(str(error))
-    raise ConfigError(f"held_out_data: {told[-1]}")
 
 
 def tokenizer_of(config: InstructConfig, rows: Sequence[Row]) -> Any:
@@ -191,18 +175,3 @@ def own_tokenizer(config: InstructConfig) -> Path | None:
 def has_base(config: InstructConfig) -> bool:
     """Whether a run has adapters on a model made anew, which it then keeps."""
     return config.is_fresh and config.adapter != "full"
-
-
-def _check_words(causal: Any, tokenizer: Any, config: InstructConfig) -> None:
-    words = causal.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > words:
-        raise ConfigError(
-            f"model_name_or_path: the tokenizer of {config.model_name_or_path} has "
-            f"{len(tokenizer)} words, its model {words}"
-        )
-    longest = getattr(causal.config, "max_position_embeddings", None)
-    if longest is not None and config.model_max_length > longest:
-        raise ConfigError(
-            f"model_max_length {config.model_max_length} is above the {longest} positions of "
-            f"{config.model_name_or_path}"
-        )

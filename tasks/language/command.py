@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from attent.tasks.command import Command, Measure
-from attent.tasks.language.base import prepare, save
+from attent.tasks.language.base import prepare
 from attent.tasks.language.build import build_instruct, load_data
 from attent.tasks.language.config import InstructConfig
 from attent.tasks.language.pictures import as_text, samples
+from attent.tasks.text.folder import save
 
 INSTRUCT = Command(
     name="instruct",

@@ -47,6 +47,11 @@ class InstructionTuning:
     def __init__(self, model: LanguageModel) -> None:
         self.model: nn.Module = model
 
+    @property
+    def transformer(self) -> Any:
+        """The model of transformers, with its adapters if it has any."""
+        return self.model.causal
+
     def view(self, batch: TensorDict, keys: Tensor, *, training: bool) -> TensorDict:
         """As it is."""
         return batch

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from attent.models.language import IGNORED, train_tokenizer
 from attent.pipeline.source import fetch_batch
+from attent.tasks.data.dropped import told
 from attent.tasks.data.instructions import PROMPT, Instructions
 from attent.tasks.data.rows import Row, parse_split, read_rows, split_rows
 
@@ -255,13 +256,13 @@ def test_rows_that_leave_nothing_to_learn_are_dropped_counted_and_listed(tokeniz
     empty = {"instruction": "Say nothing.", "output": ""}
     source = Instructions(rows([*ALPACA, long, long, empty, ALPACA[0], long]), tokenizer)
     assert [row.number for row in source.rows] == [1, 2, 3, 7]
-    assert source.told() == (
+    assert told(source.dropped, len(source)) == (
         "4 of 8 rows leave nothing to learn (the prompt fills model_max_length 512: rows 4-5, 8; "
         "the response is empty: rows 6)"
     )
     assert bool((source.targets > 0).all())
     assert source.locate(3) == "data.json row 7"
-    assert Instructions(rows(), tokenizer).told() == ""
+    assert told(Instructions(rows(), tokenizer).dropped, 3) == ""
     with pytest.raises(
         ValueError, match=r"all of 1 rows leave nothing .*: data\.json row 1: the r"
     ):
@@ -363,4 +364,7 @@ def test_chats_that_cannot_be_learned_from_are_named(chatting, tokenizer):
 
 def test_an_assistant_that_says_nothing_leaves_nothing_to_learn(chatting):
     source = Instructions(rows([said("hi", ""), said("a", "b")]), chatting)
-    assert source.told() == "1 of 2 rows leave nothing to learn (the response is empty: rows 1)"
+    assert (
+        told(source.dropped, 1)
+        == "1 of 2 rows leave nothing to learn (the response is empty: rows 1)"
+    )

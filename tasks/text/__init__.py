@@ -1,0 +1,1 @@
+"""What the tasks on rows of text share: options, rows, and folders of models of transformers."""
