@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attent.tasks.data import decode
+from attent.tasks.data.joint import one_key_each
 from attent.tasks.data.objects import ObjectView, Scene, batch_of
 
 rle: Any = mask  # its annotations know none of the forms that segmentations have
@@ -102,7 +103,7 @@ class Coco:
 
     def fetch_augmented(self, index: Tensor, keys: Tensor) -> TensorDict:
         """As `fetch`, each picture under its key (``[B]`` int64)."""
-        return self._batch(index, keys.tolist())
+        return self._batch(index, one_key_each(index, keys))
 
     def read(self, index: int) -> Scene:
         """A picture at its own size with its instances.

@@ -15,7 +15,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from attent.tasks.data.dense_view import IGNORED, View
 from attent.tasks.data.folder import DEVIATION, MEAN
-from attent.tasks.data.joint import is_integer
+from attent.tasks.data.joint import is_integer, one_key_each
 from attent.tasks.data.multimodal import Reader, check_domains
 from attent.tasks.data.pixels import Standardize
 
@@ -145,11 +145,7 @@ class Dense:
             index: ``[B]`` int64.
             keys: ``[B]`` int64, one for each example.
         """
-        if keys.shape != index.shape:
-            raise ValueError(
-                f"keys are one for each index: expected {list(index.shape)}, got {list(keys.shape)}"
-            )
-        return self._batch(index, keys.tolist())
+        return self._batch(index, one_key_each(index, keys))
 
     def _batch(self, index: Tensor, keys: Sequence[int | None]) -> TensorDict:
         scenes = [self._example(i, key) for i, key in zip(index.tolist(), keys, strict=True)]

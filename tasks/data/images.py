@@ -16,7 +16,7 @@ from torchvision.tv_tensors import Image
 
 from attent.pipeline.keyed import fold
 from attent.tasks.data.folder import DEVIATION, MEAN
-from attent.tasks.data.joint import JointView
+from attent.tasks.data.joint import JointView, one_key_each
 from attent.tasks.data.multimodal import Reader
 from attent.tasks.data.pixels import Standardize
 from attent.tasks.data.randaugment import STRONGEST, rand_augment
@@ -109,7 +109,7 @@ class Images:
             return self.fetch(index)
         pictures = [
             self.augmentation(self.reader.read(i)["rgb"], key, self.size)
-            for i, key in zip(index.tolist(), keys.tolist(), strict=True)
+            for i, key in zip(index.tolist(), one_key_each(index, keys), strict=True)
         ]
         return self._batch(index, pictures)
 

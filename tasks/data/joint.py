@@ -174,6 +174,19 @@ def _common_size(sample: Mapping[str, Tensor]) -> tuple[int, int]:
     return height, width
 
 
+def one_key_each(index: Tensor, keys: Tensor) -> list[int]:
+    """The keys (``[B]`` int64) of the examples at ``index`` (``[B]`` int64), as numbers.
+
+    Raises:
+        ValueError: they are not one for each.
+    """
+    if keys.shape != index.shape:
+        raise ValueError(
+            f"keys are one for each index: expected {list(index.shape)}, got {list(keys.shape)}"
+        )
+    return keys.tolist()
+
+
 def is_integer(dtype: torch.dtype) -> bool:
     """Whether ids can be of this type; bool is none."""
     return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
 from attent.tasks.data.folder import DEVIATION, MEAN
-from attent.tasks.data.joint import JointView, is_integer
+from attent.tasks.data.joint import JointView, is_integer, one_key_each
 from attent.tasks.data.pixels import Standardize
 
 DOMAINS = {
@@ -142,11 +142,7 @@ class Multimodal:
             index: ``[B]`` int64.
             keys: ``[B]`` int64, one for each example.
         """
-        if keys.shape != index.shape:
-            raise ValueError(
-                f"keys are one for each index: expected {list(index.shape)}, got {list(keys.shape)}"
-            )
-        return self._batch(index, keys.tolist())
+        return self._batch(index, one_key_each(index, keys))
 
     def _batch(self, index: Tensor, keys: Sequence[int | None]) -> TensorDict:
         scenes = [self._example(i, key) for i, key in zip(index.tolist(), keys, strict=True)]

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from attent.tasks.data.joint import one_key_each
 from attent.tasks.data.objects import ObjectView, Scene, batch_of
 from attent.tasks.data.scenes import SHAPES, Scenes
 
@@ -45,7 +46,7 @@ class SceneObjects:
 
     def fetch_augmented(self, index: Tensor, keys: Tensor) -> TensorDict:
         """As `fetch`, each scene under its key (``[B]`` int64)."""
-        return self._batch(index, keys.tolist())
+        return self._batch(index, one_key_each(index, keys))
 
     def _batch(self, index: Tensor, keys: Sequence[int | None]) -> TensorDict:
         found = self.scenes.fetch(index)

@@ -365,3 +365,11 @@ def test_scenes_are_the_renderers():
     assert torch.equal(
         source.fetch_augmented(torch.tensor([2]), keys[2:3])["rgb"][0], augmented["rgb"][2]
     )
+
+
+def test_keys_that_are_not_one_for_each_picture(tmp_path):
+    write(tmp_path, instances())
+    scenes = SceneObjects(Scenes(4, size=32), ObjectView(size=32))
+    for source in (coco(tmp_path), scenes):
+        with pytest.raises(ValueError, match=r"one for each index: expected \[2\], got \[3\]"):
+            source.fetch_augmented(torch.arange(2), torch.arange(3))

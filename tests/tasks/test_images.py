@@ -200,3 +200,9 @@ def test_a_reader_without_labels_is_refused():
     del reader.labels
     with pytest.raises(ValueError, match="Photographs has no labels to learn"):
         Images(reader, size=8)
+
+
+def test_keys_that_are_not_one_for_each_image():
+    source = Images(Photographs(), size=8, augmentation=RANDOM)
+    with pytest.raises(ValueError, match=r"one for each index: expected \[3\], got \[1\]"):
+        source.fetch_augmented(torch.arange(3), torch.arange(1))
