@@ -160,10 +160,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         planning, argv = rewritten(argv)
+        top = parser()
         try:
-            parsed = parser().parse_args(one_name(argv))
+            parsed = top.parse_args(one_name(argv))
         except argparse.ArgumentError as error:
-            raise ValueError(readable(str(error), argv)) from error
+            raise ValueError(readable(str(error), argv, _options(top, argv))) from error
         given = parsed[parsed.command]
         if planning:
             return _plan(given, parsed.command)
@@ -176,6 +177,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped at once; what was saved last is whole: attent resume RUN goes on from there")
         return EXIT_INTERRUPTED
+
+
+def _options(top: ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """Names of the options that the command of a command line takes."""
+    commands = top._subcommands_action
+    command = commands.choices.get(argv[0]) if commands is not None and argv else None
+    flags = [] if command is None else [a.option_strings for a in command._actions]
+    return [names[-1].removeprefix("--") for names in flags if names and "--help" not in names]
 
 
 def rewritten(argv: Sequence[str]) -> tuple[bool, list[str]]:
@@ -314,11 +323,13 @@ def plan_text(plan: Plan, batch_size: int) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     scored = plan.scorings * plan.num_examples
+    trained = f"{plan.examples:,} examples trained on"
+    if plan.unit == "tokens":
+        trained = f"{plan.budget:,} tokens trained on, about {plan.examples:,} examples"
     return (
         "\n".join(lines) + "\n\n"
-        f"{plan.name}: {plan.budget:,} examples trained on in {steps:,} steps of {batch_size}, "
-        f"{scored:,} scored\n"
-        f"cost: {TRAIN_COST} x {plan.budget:,} + {plan.score_cost} x {scored:,} = {plan.cost:,} "
+        f"{plan.name}: {trained} in {steps:,} steps of {batch_size}, {scored:,} scored\n"
+        f"cost: {TRAIN_COST} x {plan.examples:,} + {plan.score_cost} x {scored:,} = {plan.cost:,} "
         "forwards of one example\n"
         f"compute saved against as many passes ({plan.passes:g}) over everything: "
         f"{plan.saving:.1%}\n"

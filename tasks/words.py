@@ -10,10 +10,13 @@ from pathlib import Path
 
 import yaml
 
-from attent.tasks.config import ConfigError, did_you_mean
+from attent.tasks.config import RUNTIME, ConfigError, did_you_mean
 
 OTHER_NAMES = {"data_path": "data"}
 """Other names of options -> their own, on command lines and in files."""
+
+FEW = 8
+"""A command's options that are all named where another is asked for, at most."""
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
@@ -67,14 +70,15 @@ def _refuse_both(names: set[str], origin: str) -> None:
             raise ConfigError(f"{own} and {other} are one option, and {origin} gives both")
 
 
-def _options() -> list[str]:
-    from attent.tasks.commands import COMMANDS
+def readable(message: str, argv: Sequence[str], options: Sequence[str]) -> str:
+    """Jsonargparse's message on one line, in words that people use.
 
-    return [f.name for command in COMMANDS.values() for f in dataclasses.fields(command.config)]
-
-
-def readable(message: str, argv: Sequence[str]) -> str:
-    """Jsonargparse's message on one line, with the nearest name of an option it does not know."""
+    Args:
+        message: of the parser.
+        argv: the command line, the command first.
+        options: names of those that the command takes. Of one that it does not take the nearest is
+            named, or all where there are few.
+    """
     message = re.sub(r"\s*\n\s*", " ", message).strip()
     files = config_files(argv)
     message = message.replace("<unicode string>", files[-1] if files else "the command line")
@@ -91,17 +95,40 @@ def readable(message: str, argv: Sequence[str]) -> str:
     )
     if unknown:
         words = [unknown[2]] if unknown[2] else re.findall(r"--([\w-]+)", unknown[1])
-        known = [*_options(), "config", "allow_previous", "report_dir", "format", "output"]
-        hints = "".join(did_you_mean(word.replace("-", "_"), known) for word in words[:1])
         named = words[0] if words else (unknown[1] or "").strip()
-        return f"unknown option {named!r}{hints}"
+        return f"unknown option {named!r}{_instead(named, argv[0], options)}"
     command = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", message)
     if command:
         known = re.findall(r"\w+", command[2])
         return (
             f"unknown command {command[1]!r}{did_you_mean(command[1], known)} ({', '.join(known)})"
         )
+    if message.startswith("the following arguments are required:"):
+        return message.replace(f" {argv[0]}.", " ")
     return message
+
+
+def _commands() -> dict[str, set[str]]:
+    """The options of each training command."""
+    from attent.tasks.commands import COMMANDS
+
+    return {
+        name: {field.name for field in dataclasses.fields(command.config)}
+        for name, command in COMMANDS.items()
+    }
+
+
+def _instead(named: str, command: str, options: Sequence[str]) -> str:
+    """What a command takes in place of an option that it does not take."""
+    owners = [name for name, known in _commands().items() if named in known]
+    if owners and command in _commands():
+        return f"; it is of attent {', '.join(owners)}"
+    near = did_you_mean(named.replace("-", "_"), options)
+    if near or len(options) > FEW:
+        return near
+    free = command == "resume" and named in RUNTIME
+    kept = f"; a run's {named} stands in its config.yaml, where it may be changed" if free else ""
+    return f"; attent {command} takes {', '.join(f'--{name}' for name in options)}{kept}"
 
 
 def _alternatives(subtypes: str) -> str:
@@ -120,7 +147,8 @@ def explain(message: str, argv: Sequence[str]) -> str:
     said = [
         f"  {name}: {origin}"
         for name, origin in _origins(argv).items()
-        if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message)
+        if not (origin.endswith(f" --{name}") and f"unknown option {name!r}" in message)
+        and re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message)
     ]
     return "\n".join([message, *said])
 
