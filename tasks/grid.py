@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tensordict import TensorDict
 from torch import Tensor
 
 from attent.tasks.data.folder import DEVIATION, MEAN
@@ -46,6 +47,14 @@ def of_numbers(values: np.ndarray) -> dict:
     known = np.ma.compressed(np.ma.masked_invalid(values))
     low, high = np.quantile(known, [0.01, 0.99]) if known.size else (0.0, 1.0)
     return {"cmap": "viridis", "vmin": float(low), "vmax": float(high)}
+
+
+def thumbnails(batch: TensorDict) -> list[tuple[Tensor, str]]:
+    """The first modality of each example as a small picture, and its class if it has one."""
+    domain = next(name for name in ("rgb", "depth", "semseg") if name in batch)
+    words = [str(int(label)) for label in batch["label"]] if "label" in batch else [""] * len(batch)
+    shown = batch[domain].float()
+    return list(zip(shown if shown.ndim == 4 else shown.unsqueeze(1), words, strict=True))
 
 
 def grid(columns: Sequence[Column], rows: int) -> Figure:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from attent.tasks.data.scenes import Scenes
+from attent.tasks.data.scenes import SEMANTIC_CLASSES, Scenes
+
+COCO_CLASSES = 133
+"""Of COCO's panoptic labels, the ids of published pseudo labels."""
 
 
 def rendered_scenes(config: Any, size: int) -> tuple[Scenes, Scenes]:
@@ -24,3 +27,14 @@ def rendered_scenes(config: Any, size: int) -> tuple[Scenes, Scenes]:
         **shared,
     )
     return train, Scenes(config.num_val, split="val", **shared)
+
+
+def num_semseg_classes(config: Any) -> int:
+    """How many classes there are in the label maps that are encoded or predicted.
+
+    Args:
+        config: has ``data`` and ``num_semseg_classes``.
+    """
+    if config.num_semseg_classes is not None:
+        return config.num_semseg_classes
+    return len(SEMANTIC_CLASSES) if config.data == "scenes" else COCO_CLASSES

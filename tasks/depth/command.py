@@ -6,7 +6,7 @@ from attent.tasks.command import Command, Measure
 from attent.tasks.depth.build import build_depth, load_data
 from attent.tasks.depth.config import DepthConfig
 from attent.tasks.depth.pictures import maps, predicted
-from attent.tasks.pretraining.pictures import thumbnails
+from attent.tasks.grid import thumbnails
 
 DEPTH = Command(
     name="depth",

@@ -16,11 +16,10 @@ from attent.tasks.config import ConfigError
 from attent.tasks.data.dense import Dense
 from attent.tasks.data.dense_layouts import DenseData, find_dense
 from attent.tasks.data.dense_view import View
-from attent.tasks.data.options import rendered_scenes
+from attent.tasks.data.options import num_semseg_classes, rendered_scenes
 from attent.tasks.data.scenes import SEMANTIC_CLASSES
 from attent.tasks.finetuning.config import DenseConfig
 from attent.tasks.initial import initial_model
-from attent.tasks.pretraining.build import num_semseg_classes
 
 
 def build_encoder(

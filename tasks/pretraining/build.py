@@ -13,17 +13,13 @@ from attent.tasks.build import Run, assemble, device_of
 from attent.tasks.config import ConfigError
 from attent.tasks.data.joint import JointView
 from attent.tasks.data.multimodal import Multimodal, Reader
-from attent.tasks.data.options import rendered_scenes
+from attent.tasks.data.options import num_semseg_classes, rendered_scenes
 from attent.tasks.data.paired_folder import PairedFolder
 from attent.tasks.data.photos import Photos
-from attent.tasks.data.scenes import SEMANTIC_CLASSES
 from attent.tasks.data.taskonomy import Taskonomy
 from attent.tasks.initial import initial_model
 from attent.tasks.pretraining.config import PretrainConfig
 from attent.tasks.pretraining.task import MaskedPretraining
-
-COCO_CLASSES = 133
-"""Of COCO's panoptic labels, the ids of published pseudo labels."""
 
 
 def build_pretrain(config: PretrainConfig, *, initial: bool = True) -> Run:
@@ -70,17 +66,6 @@ def load_data(config: PretrainConfig) -> tuple[Source, Source]:
         )
 
     return source(train), source(val)
-
-
-def num_semseg_classes(config: Any) -> int:
-    """How many classes there are in the label maps that are encoded or predicted.
-
-    Args:
-        config: has ``data`` and ``num_semseg_classes``.
-    """
-    if config.num_semseg_classes is not None:
-        return config.num_semseg_classes
-    return len(SEMANTIC_CLASSES) if config.data == "scenes" else COCO_CLASSES
 
 
 def _readers(config: PretrainConfig) -> tuple[Reader, Reader]:

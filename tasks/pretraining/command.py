@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from attent.tasks.command import Command, Measure
+from attent.tasks.grid import thumbnails
 from attent.tasks.pretraining.build import build_pretrain, load_data
 from attent.tasks.pretraining.config import PretrainConfig
-from attent.tasks.pretraining.pictures import reconstructions, thumbnails
+from attent.tasks.pretraining.pictures import reconstructions
 
 PRETRAIN = Command(
     name="pretrain",

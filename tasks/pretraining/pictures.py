@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,14 +23,6 @@ WORDS = (
     "Held-out scenes: each modality, the patches of it that were seen, and these with the others "
     "as they were predicted (norm_rgb: its patches at the original's mean and contrast)"
 )
-
-
-def thumbnails(batch: TensorDict) -> list[tuple[Tensor, str]]:
-    """The first modality of each example as a small picture, and its class if it has one."""
-    domain = next(name for name in ("rgb", "depth", "semseg") if name in batch)
-    words = [str(int(label)) for label in batch["label"]] if "label" in batch else [""] * len(batch)
-    shown = batch[domain].float()
-    return list(zip(shown if shown.ndim == 4 else shown.unsqueeze(1), words, strict=True))
 
 
 def reconstructions(run: Run) -> list[tuple[str, Figure, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attent.tasks.command import Command, Measure
-from attent.tasks.pretraining.pictures import thumbnails
+from attent.tasks.grid import thumbnails
 from attent.tasks.segmentation.build import build_segment, load_data
 from attent.tasks.segmentation.config import SegmentConfig
 from attent.tasks.segmentation.pictures import predicted, segmentations

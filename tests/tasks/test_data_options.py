@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attent.tasks.commands import COMMANDS
-from attent.tasks.data.options import rendered_scenes
+from attent.tasks.data.options import num_semseg_classes, rendered_scenes
 
 
 @pytest.mark.parametrize("command", ["classify", "pretrain", "segment", "detect"])
@@ -28,3 +28,14 @@ def test_only_training_scenes_are_unlike_their_classes_and_in_unlike_numbers():
     counts = [part.clean_labels.bincount(minlength=10) for part in (train, val)]
     assert counts[0].max() > 3 * counts[1].max() / 2
     assert counts[1].min() > 3 * counts[0].min()
+
+
+@pytest.mark.parametrize(("data", "given", "count"), [
+    ("scenes", None, 8), ("folder", None, 133), ("scenes", 20, 20), ("folder", 20, 20),
+])  # fmt: skip
+@pytest.mark.parametrize("command", ["pretrain", "depth"])
+def test_label_maps_have_the_scenes_classes_or_cocos_or_as_many_as_are_given(
+    command, data, given, count
+):
+    config = COMMANDS[command].config(data=data, num_semseg_classes=given)
+    assert num_semseg_classes(config) == count
