@@ -16,7 +16,16 @@ from attent.pipeline.keyed import example_keys, fold, generator, uniform, unifor
 from attent.pipeline.laws import assert_stage_laws
 from attent.pipeline.observers import Checkpoints, JsonLog, Observer, Selections, summary
 from attent.pipeline.optimizer import Optimizer, adamw, sgd
-from attent.pipeline.plan import Phase, Plan, PlanError, complex_plan, full_plan, simple_plan
+from attent.pipeline.plan import (
+    Phase,
+    Plan,
+    PlanError,
+    complex_plan,
+    full_plan,
+    in_tokens,
+    simple_plan,
+    spent,
+)
 from attent.pipeline.recipes import attent_complex, attent_simple, full, tick
 from attent.pipeline.reschedule import plan_of, reschedule
 from attent.pipeline.rules import Rule, hard, random, soft
@@ -84,6 +93,7 @@ __all__ = [
     "full_plan",
     "generator",
     "hard",
+    "in_tokens",
     "incremental",
     "incremental_interval",
     "initial_state",
@@ -103,6 +113,7 @@ __all__ = [
     "sgd",
     "simple_plan",
     "soft",
+    "spent",
     "summary",
     "tick",
     "to_mermaid",

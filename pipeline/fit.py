@@ -12,6 +12,7 @@ from tensordict import TensorDict
 
 from attent.pipeline.keys import branch, clone, leaves, number, tensor
 from attent.pipeline.observers import Observer, Reason
+from attent.pipeline.plan import spent
 from attent.pipeline.stage import Stage, initialize, run
 from attent.pipeline.validate import validate
 
@@ -70,8 +71,8 @@ def fit(
 
 def finished(state: TensorDict) -> bool:
     """Whether the budget is spent and nothing is due any more."""
-    spent = number(state, "clock", "seen") >= number(state, "plan", "budget")
-    return spent and not bool(tensor(state, "plan", "eval_due"))
+    over = spent(state) >= number(state, "plan", "budget")
+    return over and not bool(tensor(state, "plan", "eval_due"))
 
 
 def _position(state: TensorDict) -> list[float]:

@@ -120,14 +120,18 @@ def summary(state: TensorDict) -> dict[str, Any]:
 def saving(state: TensorDict) -> float:
     """The share of compute saved so far against as many passes over everything.
 
-    A forward counts 1 and a backward 2, scoring included; below 0, scoring has cost more than
-    selection has saved yet.
+    A forward counts 1 and a backward 2, of an example, or of a token where the budget counts
+    tokens; scoring is included. Below 0, scoring has cost more than selection has saved yet.
     """
-    spent = number(state, "ledger", "forwarded") + 2 * number(state, "ledger", "backwarded")
+    tokens = number(state, "plan", "pass_tokens")
+    forwarded, backwarded = (
+        number(state, "ledger", way + ("_tokens" if tokens else ""))
+        for way in ("forwarded", "backwarded")
+    )
     size = max(1, number(state, "plan", "size"))
     passes = number(state, "clock", "passes") + number(state, "clock", "offset") / size
-    full = 3 * len(tensor(state, "mask")) * passes
-    return 1 - spent / full if full else 0.0
+    full = 3 * (tokens or len(tensor(state, "mask"))) * passes
+    return 1 - (forwarded + 2 * backwarded) / full if full else 0.0
 
 
 class Checkpoints(Observer):

@@ -1,16 +1,22 @@
 """The whole run's arithmetic before it starts: phases, passes, budget, cost.
 
-Budgets count examples trained on, so that a pass over a subset counts its own size. Costs count a
-forward as 1 and a backward as 2, scoring included.
+Budgets count examples trained on, or their tokens where examples are of different lengths, so that
+a pass over a subset counts its own size. Costs count a forward as 1 and a backward as 2, scoring
+included.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tensordict import TensorDict
+from torch import Tensor
+
+from attent.pipeline.keys import number
 from attent.pipeline.schedules import Schedule, cosine, fixed_interval
 from attent.pipeline.threshold import count
 
@@ -53,8 +59,13 @@ class Plan:
         name: of the recipe.
         num_examples: N.
         phases: in order; the last may be open (``passes`` 0).
-        budget: examples trained on in all; the run ends exactly there.
+        budget: examples trained on in all; the run ends exactly there. In tokens where
+            ``pass_tokens`` is given; the run then ends with the example that reaches it.
         score_cost: of one example, in forwards: 1 for a loss, 3 with a backward.
+        pass_tokens: of all examples together; 0 where the budget counts examples.
+
+    Which examples are selected, and so how long they are, nobody knows before: where the budget is
+    in tokens, `spans`, `passes`, `cost` and `saving` take every example to be of mean length.
     """
 
     name: str
@@ -62,10 +73,26 @@ class Plan:
     phases: tuple[Phase, ...]
     budget: int
     score_cost: int = 1
+    pass_tokens: int = 0
+
+    @property
+    def unit(self) -> str:
+        """Of the budget: ``examples`` or ``tokens``."""
+        return "tokens" if self.pass_tokens else "examples"
+
+    @property
+    def pass_units(self) -> int:
+        """What a pass over everything is, in the unit of the budget."""
+        return self.pass_tokens or self.num_examples
+
+    @property
+    def examples(self) -> int:
+        """Trained on in all; about, where the budget is in tokens."""
+        return round(self.budget * self.num_examples / self.pass_units)
 
     def spans(self) -> list[tuple[Phase, int]]:
         """Each phase with the examples that it trains on."""
-        left, spans = self.budget, []
+        left, spans = self.examples, []
         for phase in self.phases:
             spent = left if phase.passes == 0 else min(left, phase.size * phase.passes)
             spans.append((phase, spent))
@@ -85,7 +112,7 @@ class Plan:
     @property
     def cost(self) -> int:
         """Of training and scoring, in forwards of one example."""
-        return TRAIN_COST * self.budget + self.score_cost * self.scorings * self.num_examples
+        return TRAIN_COST * self.examples + self.score_cost * self.scorings * self.num_examples
 
     @property
     def saving(self) -> float:
@@ -111,6 +138,36 @@ class Plan:
         return found
 
 
+def spent(state: TensorDict) -> int:
+    """What of its budget a run has spent, in the unit of the budget."""
+    return number(state, "clock", "tokens" if number(state, "plan", "pass_tokens") else "seen")
+
+
+def in_tokens(plan: Plan, epochs: float, lengths: Tensor | None) -> Plan:
+    """The same phases under a budget in tokens; the last goes on until it is spent.
+
+    Args:
+        plan: with a budget in examples.
+        epochs: the budget is so many times the tokens of all examples.
+        lengths: ``[N]``, tokens of each example.
+
+    Raises:
+        PlanError: examples have no lengths, or not all of them any.
+    """
+    if lengths is None:
+        raise PlanError("a budget in tokens needs a source that has lengths; this one has none")
+    if int(lengths.min()) < 1:
+        raise PlanError("a budget in tokens needs lengths of at least 1")
+    tokens = int(lengths.sum())
+    phases, last = plan.phases, plan.phases[-1]
+    if last.passes:
+        everything = Phase(cycle=last.cycle, ratio=1.0, size=plan.num_examples, passes=0)
+        phases = (*phases, everything)
+    return dataclasses.replace(
+        plan, phases=phases, budget=round(epochs * tokens), pass_tokens=tokens
+    )
+
+
 def full_plan(num_examples: int, epochs: float) -> Plan:
     """Plain training: everything, until the budget is spent.
 
@@ -126,7 +183,16 @@ def full_plan(num_examples: int, epochs: float) -> Plan:
     )
 
 
-def simple_plan(num_examples: int, epochs: float, *, ratio: float = 0.7, first: int = 1) -> Plan:
+def simple_plan(
+    num_examples: int,
+    epochs: float,
+    *,
+    ratio: float = 0.7,
+    first: int = 1,
+    score: bool = False,
+    score_cost: int = 1,
+    redraw: bool = False,
+) -> Plan:
     """AtteNTSimple: full epochs whose losses are observed, then the highest of them to the end.
 
     Args:
@@ -134,6 +200,9 @@ def simple_plan(num_examples: int, epochs: float, *, ratio: float = 0.7, first: 
         epochs: the budget is ``epochs * N`` examples.
         ratio: share selected after the first epochs.
         first: full epochs.
+        score: measure every example after them, instead of going by what was observed.
+        score_cost: of one example, in forwards.
+        redraw: select anew before every pass.
 
     Raises:
         PlanError: nothing of the budget is left after the first epochs.
@@ -149,9 +218,22 @@ def simple_plan(num_examples: int, epochs: float, *, ratio: float = 0.7, first: 
         )
     phases = (
         Phase(cycle=-1, ratio=1.0, size=num_examples, passes=first),
-        Phase(cycle=0, ratio=ratio, size=count(ratio, num_examples), passes=0),
+        Phase(
+            cycle=0,
+            ratio=ratio,
+            size=count(ratio, num_examples),
+            passes=0,
+            score=score,
+            redraw=redraw,
+        ),
     )
-    return Plan(name="attent_simple", num_examples=num_examples, phases=phases, budget=budget)
+    return Plan(
+        name="attent_simple",
+        num_examples=num_examples,
+        phases=phases,
+        budget=budget,
+        score_cost=score_cost,
+    )
 
 
 def complex_plan(

@@ -5,19 +5,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from attent.pipeline import rules, schedules
 from attent.pipeline.combinators import sequence, when
-from attent.pipeline.plan import Accounting, Plan, complex_plan, full_plan, simple_plan
+from attent.pipeline.plan import (
+    TRAIN_COST,
+    Plan,
+    complex_plan,
+    full_plan,
+    in_tokens,
+    simple_plan,
+)
 from attent.pipeline.reschedule import reschedule
 from attent.pipeline.rules import Rule
 from attent.pipeline.schedules import Schedule
 from attent.pipeline.score import score
 from attent.pipeline.select import select
 from attent.pipeline.signals import Signal, signal_of
-from attent.pipeline.source import Source
+from attent.pipeline.source import Source, lengths_of
 from attent.pipeline.stage import Stage
 from attent.pipeline.stream import Loading
 from attent.pipeline.task import Task
+
+Budget = Literal["examples", "passes", "tokens"]
 
 
 def tick(
@@ -56,12 +67,29 @@ def full(
     *,
     train: Stage,
     epochs: float,
+    accounting: Budget = "examples",
     evaluate: Stage | None = None,
     eval_every: float = 1.0,
 ) -> Stage:
-    """Plain training on everything: the baseline, through the same stages."""
-    plan = full_plan(len(source), epochs)
+    """Plain training on everything: the baseline, through the same stages.
+
+    Args:
+        source: the training examples.
+        train: a train stage.
+        epochs: the budget is ``epochs * N`` examples, or all their tokens so many times.
+        accounting: ``tokens`` or, all the same here, ``examples`` and ``passes``.
+        evaluate: an evaluation stage.
+        eval_every: in multiples of all examples (or their tokens).
+    """
+    plan = _counted(full_plan(len(source), epochs), source, epochs, accounting)
     return tick(plan, train=train, evaluate=evaluate, eval_every=eval_every)
+
+
+def _counted(plan: Plan, source: Source, epochs: float, accounting: Budget) -> Plan:
+    """The plan, its budget in tokens if that is how it is counted."""
+    if accounting != "tokens":
+        return plan
+    return in_tokens(plan, epochs, lengths_of(source))
 
 
 def attent_simple(
@@ -71,6 +99,10 @@ def attent_simple(
     epochs: float,
     ratio: float = 0.7,
     rule: Rule | None = None,
+    signal: str | Signal = "loss",
+    score: Stage | None = None,
+    reselect: bool = False,
+    accounting: Budget = "examples",
     evaluate: Stage | None = None,
     eval_every: float = 1.0,
 ) -> Stage:
@@ -79,20 +111,40 @@ def attent_simple(
     Args:
         source: the training examples.
         train: a train stage with ``observe=True``.
-        epochs: the budget is ``epochs * N`` examples.
+        epochs: the budget is ``epochs * N`` examples, or all their tokens so many times.
         ratio: share selected after the first epoch.
         rule: `hard` by default.
+        signal: by which is selected.
+        score: a score stage of that signal: every example is measured after the first epoch,
+            instead of going by what was observed in it.
+        reselect: select anew before every pass, by what was observed last of each example: of those
+            selected in the last pass, of the others earlier.
+        accounting: ``examples`` (``passes`` is the same here) or ``tokens``.
         evaluate: an evaluation stage.
-        eval_every: in multiples of N.
+        eval_every: in multiples of all examples (or their tokens).
 
     Raises:
-        ValueError: the train stage does not observe.
+        ValueError: the train stage does not observe, or ``reselect`` where nothing is observed.
     """
-    _must_observe(train, "loss")
+    rule, chosen = rule or rules.hard(), signal_of(signal)
+    fresh = score is not None and rule.uses_scores
+    if reselect and fresh:
+        raise ValueError("reselect goes by what training observes, not by a score stage")
+    if rule.uses_scores and not fresh:
+        _must_observe(train, chosen.name)
+    plan = simple_plan(
+        len(source),
+        epochs,
+        ratio=ratio,
+        score=fresh,
+        score_cost=_cost(chosen),
+        redraw=reselect or rule.redraws,
+    )
     return tick(
-        simple_plan(len(source), epochs, ratio=ratio),
+        _counted(plan, source, epochs, accounting),
         train=train,
-        select=select(rule or rules.hard()),
+        score=score if fresh else None,
+        select=select(rule, signal=chosen.name),
         evaluate=evaluate,
         eval_every=eval_every,
     )
@@ -108,7 +160,7 @@ def attent_complex(
     ratio: Schedule | None = None,
     interval: Schedule | None = None,
     cycles: int = 10,
-    accounting: Accounting = "examples",
+    accounting: Budget = "examples",
     signal: str | Signal = "loss",
     observed: bool = False,
     score_batch_size: int = 256,
@@ -129,7 +181,8 @@ def attent_complex(
         ratio: schedule over the cycles; cosine 0.2 to 0.8 by default.
         interval: schedule over the cycles; 5 passes by default.
         cycles: C.
-        accounting: ``examples`` or ``passes``.
+        accounting: ``examples`` or ``passes``; or ``tokens``: the cycles are as for ``examples``,
+            what is left of all tokens so many times is full epochs.
         signal: what is measured.
         observed: select by what the train stage observed, without any scoring pass.
         score_batch_size: examples in one forward of scoring.
@@ -154,11 +207,12 @@ def attent_complex(
         ratio=ratio or schedules.cosine(0.2, 0.8),
         interval=interval or schedules.fixed_interval(5),
         cycles=cycles,
-        accounting=accounting,
+        accounting="passes" if accounting == "passes" else "examples",
         score=fresh,
-        score_cost=3 if chosen.backward else 1,
+        score_cost=_cost(chosen),
         redraw=rule.redraws,
     )
+    plan = _counted(plan, source, epochs, accounting)
     scoring = None
     if fresh:
         scoring = score(
@@ -178,6 +232,11 @@ def attent_complex(
         evaluate=evaluate,
         eval_every=eval_every,
     )
+
+
+def _cost(signal: Signal) -> int:
+    """Of measuring one example, in forwards."""
+    return TRAIN_COST if signal.backward else 1
 
 
 def _must_observe(train: Stage, signal: str) -> None:

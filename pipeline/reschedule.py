@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from attent.pipeline.keys import branch, number, place
-from attent.pipeline.plan import Phase, Plan
+from attent.pipeline.plan import Phase, Plan, spent
 from attent.pipeline.stage import Stage
 from attent.pipeline.validate import walk
 
@@ -16,8 +16,8 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
 
     Args:
         plan: phases and budget; see `complex_plan`, `simple_plan`, `full_plan`.
-        eval_every: examples trained on between evaluations, in multiples of N; one is always due
-            at the end. None: no evaluation is ever due.
+        eval_every: what is trained on between evaluations, in multiples of all examples (or of
+            all their tokens); one is always due at the end. None: no evaluation is ever due.
         name: of the stage.
 
     Its ``init`` puts the plan's budget and first phase into the state.
@@ -27,32 +27,34 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
     """
     if eval_every is not None and not eval_every > 0:
         raise ValueError(f"eval_every must be above 0, got {eval_every}")
-    gap = 0 if eval_every is None else max(1, round(eval_every * plan.num_examples))
+    gap = 0 if eval_every is None else max(1, round(eval_every * plan.pass_units))
 
     def apply(state: TensorDict) -> TensorDict:
         clock, due = branch(state, "clock"), branch(state, "plan")
-        seen, offset = number(clock, "seen"), number(clock, "offset")
-        over = seen >= number(due, "budget")
+        used, offset = spent(state), number(clock, "offset")
+        over = used >= number(due, "budget")
         if offset and offset >= number(due, "size"):
             # A pass that the budget cuts short keeps its offset: it was not made whole.
             _end_pass(clock, due, plan, over)
         pause = number(due, "pause")
-        if gap and offset and (over or seen >= pause):
+        if gap and offset and (over or used >= pause):
             _set(due, "eval_due", True)
-            _set(due, "pause", (seen // gap + 1) * gap)
+            _set(due, "pause", (used // gap + 1) * gap)
         return state
 
     def init(state: TensorDict) -> TensorDict:
         due = branch(state, "plan")
         if number(due, "budget") == 0:
             _set(due, "budget", plan.budget)
+            _set(due, "pass_tokens", plan.pass_tokens)
             _set(due, "pause", gap)
             _enter(branch(state, "clock"), due, plan.phases[0], 0)
-        elif number(due, "budget") != plan.budget:
+        elif (number(due, "budget"), number(due, "pass_tokens")) != (plan.budget, plan.pass_tokens):
+            unit = "tokens" if number(due, "pass_tokens") else "examples"
             raise ValueError(
-                f"the state is of a plan of {number(due, 'budget'):,} examples, this one is of "
-                f"{plan.budget:,}: go on under the former, or put its params into a state of "
-                "initial_state(...) to train them further under a new plan"
+                f"the state is of a plan of {number(due, 'budget'):,} {unit}, this one is of "
+                f"{plan.budget:,} {plan.unit}: go on under the former, or put its params into a "
+                "state of initial_state(...) to train them further under a new plan"
             )
         return state
 
@@ -62,13 +64,15 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
     }
     return Stage(
         name=name,
-        reads=own | {("clock", "seen"), ("plan", "size"), ("plan", "budget")},
+        reads=own
+        | {("clock", "seen"), ("clock", "tokens")}
+        | {("plan", "size"), ("plan", "budget"), ("plan", "pass_tokens")},
         writes=own,
         apply=apply,
         init=init,
-        provides=own | {("plan", "budget")},
+        provides=own | {("plan", "budget"), ("plan", "pass_tokens")},
         made_from=plan,
-        note=f"{plan.name}: {len(plan.phases)} phases, {plan.budget:,} examples",
+        note=f"{plan.name}: {len(plan.phases)} phases, {plan.budget:,} {plan.unit}",
     )
 
 

@@ -8,10 +8,17 @@ from torch import Tensor
 
 from attent.pipeline.keys import branch, leaves, number, place, tensor
 from attent.pipeline.signals import Signal, Tensors, signal_of
-from attent.pipeline.source import ExampleError, Source, describe_example
+from attent.pipeline.source import ExampleError, Source, describe_example, lengths_of
 from attent.pipeline.stage import Stage
 from attent.pipeline.stream import Loading, Stream, longest_first
-from attent.pipeline.task import Task, ensure_scores, functional_model, view_keys
+from attent.pipeline.task import (
+    LEDGER,
+    Task,
+    ensure_scores,
+    functional_model,
+    spend,
+    view_keys,
+)
 
 
 def score(
@@ -54,7 +61,7 @@ def score(
     for size, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"{size} is at least 1, got {value}")
-    num_examples, order = len(source), longest_first(source)
+    num_examples, order, lengths = len(source), longest_first(source), lengths_of(source)
     open_at: dict[int, Stream] = {}
 
     def apply(state: TensorDict) -> TensorDict:
@@ -72,9 +79,8 @@ def score(
         if done:
             place(state, ("plan", "score_due"), torch.tensor(False))
             place(state, ("plan", "select_due"), torch.tensor(True))
-        spent = cursor - start
-        tensor(state, "ledger", "forwarded").add_(spent)
-        tensor(state, "ledger", "backwarded").add_(spent if chosen.backward else 0)
+        tokens = 0 if lengths is None else int(lengths[order[start:cursor]].sum())
+        spend(state, cursor - start, tokens, backward=chosen.backward)
         return state
 
     def init(state: TensorDict) -> TensorDict:
@@ -91,8 +97,7 @@ def score(
         ("clock", "cursor"),
         ("plan", "score_due"),
         ("plan", "select_due"),
-        ("ledger", "forwarded"),
-        ("ledger", "backwarded"),
+        *LEDGER,
     }
     return Stage(
         name=name,

@@ -15,8 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attent.pipeline.keyed import example_keys, fold
-from attent.pipeline.keys import Key, branch, ensure, leaves, place
+from attent.pipeline.keys import Key, branch, ensure, leaves, place, tensor
 from attent.pipeline.source import Source
+
+LEDGER: tuple[Key, ...] = tuple(
+    ("ledger", way + unit) for unit in ("", "_tokens") for way in ("forwarded", "backwarded")
+)
+"""What was spent, scoring included: examples, and their tokens where they have lengths."""
 
 Model = Callable[..., Any]
 Output = Any
@@ -129,13 +134,14 @@ def bare_state(num_examples: int, *, seed: int = 0) -> TensorDict:
         ("clock", "offset"): 0,
         ("clock", "step"): 0,
         ("clock", "seen"): 0,
+        ("clock", "tokens"): 0,
         ("clock", "cursor"): 0,
         ("plan", "budget"): 0,
+        ("plan", "pass_tokens"): 0,
         ("plan", "size"): num_examples,
         ("plan", "interval"): 0,
         ("plan", "pause"): 0,
-        ("ledger", "forwarded"): 0,
-        ("ledger", "backwarded"): 0,
+        **dict.fromkeys(LEDGER, 0),
     }
     for key, value in integers.items():
         place(state, key, torch.tensor(value, dtype=torch.int64))
@@ -146,6 +152,20 @@ def bare_state(num_examples: int, *, seed: int = 0) -> TensorDict:
     place(state, "weight", torch.ones(num_examples, dtype=torch.float32))
     place(state, ("scores", "step"), torch.full((num_examples,), -1, dtype=torch.int32))
     return state
+
+
+def spend(state: TensorDict, examples: int, tokens: int, *, backward: bool) -> None:
+    """Enter into the ledger what was forwarded, and what of it was back-propagated: all or nothing.
+
+    Args:
+        state: its ledger is added to.
+        examples: how many.
+        tokens: of them together; 0 where examples have no lengths.
+        backward: whether they were back-propagated too.
+    """
+    for way in ("forwarded", "backwarded") if backward else ("forwarded",):
+        tensor(state, "ledger", way).add_(examples)
+        tensor(state, "ledger", f"{way}_tokens").add_(tokens)
 
 
 def ensure_scores(state: TensorDict, signal: str, num_examples: int) -> None:

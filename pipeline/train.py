@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
+from attent.pipeline.plan import spent
 from attent.pipeline.source import Source, augments, lengths_of
 from attent.pipeline.stage import Stage
 from attent.pipeline.step import Compute, Seen, Step
 from attent.pipeline.stream import Loading, Stream, bucketed_order, keyed_order
-from attent.pipeline.task import Task, bind, ensure_scores, trainable, view_keys
+from attent.pipeline.task import (
+    LEDGER,
+    Task,
+    bind,
+    ensure_scores,
+    spend,
+    trainable,
+    view_keys,
+)
 
 AVERAGE = 0.98
 """Decay of the running training loss, per optimiser step."""
@@ -92,12 +102,11 @@ def train(
     averages = set() if ema is None else {("ema",)}
     scores = {("scores", entry) for entry in (*observed, "step")} if observed else set()
     writes = {"params", "buffers", "optim"} | FIGURES | scores | averages | {
-        ("clock", "offset"), ("clock", "step"), ("clock", "seen"),
-        ("ledger", "forwarded"), ("ledger", "backwarded"),
+        ("clock", "offset"), ("clock", "step"), ("clock", "seen"), ("clock", "tokens"), *LEDGER,
     }  # fmt: skip
-    reads = writes | {"seed", "mask", "weight", ("clock", "passes")} | {
-        ("plan", entry) for entry in ("budget", "size", "pause", "score_due", "select_due")
-    }  # fmt: skip
+    plan = ("budget", "pass_tokens", "size", "pause", "score_due", "select_due")
+    reads = writes | {"seed", "mask", "weight", ("clock", "passes")}
+    reads |= {("plan", entry) for entry in plan}
     return Stage(
         name=name,
         reads=reads,
@@ -157,17 +166,17 @@ class _Trainer:
     def apply(self, state: TensorDict) -> TensorDict:
         if bool(tensor(state, "plan", "score_due")) or bool(tensor(state, "plan", "select_due")):
             return state
-        room = _Room.of(state)
-        if room.examples <= 0:
+        room = _Room.of(state, self.streams.lengths)
+        if room.ended:
             return state
         params, buffers = bind(self.task.model, state)
         if not all(module.training for module in self.task.model.modules()):
             self.task.model.train()  # which is slow
         held = branch(state, "optim")
         bound = BoundOptimizer(self.optimizer, params, held, self.decays, self.scales)
-        books = _Books(state, self.observe)
+        books = _Books(state, self.observe, self.streams.lengths)
         averages = _Averages(state, params, self.ema) if self.ema is not None else None
-        stream = self.streams.at(state, room)
+        stream, room = self.streams.at(state, room)
         # What is known of the whole tick's examples at once: a call costs more than its numbers.
         ahead = self.streams.ahead(room, self.steps)
         keys = view_keys(books.seed, ahead, purpose="train", passes=books.passes)
@@ -182,13 +191,13 @@ class _Trainer:
                 seen = self.compute.gradients(dropout, batch, keys[at], weight[at], params, buffers)
                 if self.clip is not None:
                     nn.utils.clip_grad_norm_(list(params.values()), self.clip)
-                room = room.after(len(batch))
-                rate = bound.step(room.seen / room.budget)
+                room = room.after(batch["index"])
+                rate = bound.step(room.progress)
                 if averages is not None:
                     averages.update()
                 bound.torch.zero_grad(set_to_none=True)
                 books.commit(batch["index"], seen, rate)
-                if room.examples <= 0:
+                if room.ended:
                     break
         self.streams.left_at(room)
         return state
@@ -201,49 +210,76 @@ class _Averages:
         held = branch(state, "ema")
         self.params: list[Tensor] = list(params.values())
         self.averages = [tensor(held, name) for name in params]
-        self.decay = decay
+        self.average = get_ema_multi_avg_fn(decay)
 
-    @torch.no_grad()
     def update(self) -> None:
-        for average, parameter in zip(self.averages, self.params, strict=True):
-            average.lerp_(parameter, 1 - self.decay)
+        self.average(self.averages, self.params, None)
 
 
 @dataclass(frozen=True)
 class _Room:
-    """How far training may go before it must stop: the clock against the plan, in examples."""
+    """How far training may go before it must stop: the clock against the plan.
 
-    seen: int
+    Attributes:
+        offset: examples of this pass already trained on.
+        end: of this pass, in examples.
+        spent: of the budget, in its unit, as ``budget`` and ``pause`` are.
+        budget: where the run ends.
+        pause: where an evaluation is due; 0 for nowhere. A step may overshoot it, never a pass.
+        lengths: ``[N]``, what an example takes of the budget; None for one each.
+    """
+
     offset: int
+    end: int
+    spent: int
     budget: int
-    pass_size: int
-    stop: int
+    pause: int
+    lengths: Tensor | None
 
     @staticmethod
-    def of(state: TensorDict) -> _Room:
-        seen, offset = number(state, "clock", "seen"), number(state, "clock", "offset")
+    def of(state: TensorDict, lengths: Tensor | None) -> _Room:
+        in_tokens = number(state, "plan", "pass_tokens") > 0
+        if in_tokens and lengths is None:
+            raise ValueError(
+                "the plan's budget is in tokens, but the source that is trained on has no lengths"
+            )
+        offset, size = number(state, "clock", "offset"), number(state, "plan", "size")
         budget, pause = number(state, "plan", "budget"), number(state, "plan", "pause")
         if budget < 1:
             raise ValueError(
                 "the plan has no budget: put a reschedule stage into the graph (its init sets it), "
                 "or set plan/budget in the state"
             )
-        # A pass that the budget cuts short ends there.
-        pass_size = min(number(state, "plan", "size"), offset + budget - seen)
-        stop = seen - offset + pass_size
-        if pause > 0:
-            stop = min(stop, pause)
-        return _Room(seen, offset, budget, pass_size, stop)
+        return _Room(offset, size, spent(state), budget, pause, lengths if in_tokens else None)
 
     @property
-    def examples(self) -> int:
-        """Examples until training must stop; a step may overshoot a pause, never a pass."""
-        return self.stop - self.seen
+    def ended(self) -> bool:
+        """Whether training must stop here."""
+        stops = (self.budget, self.pause) if self.pause > 0 else (self.budget,)
+        return self.offset >= self.end or self.spent >= min(stops)
 
-    def after(self, trained: int) -> _Room:
-        return _Room(
-            self.seen + trained, self.offset + trained, self.budget, self.pass_size, self.stop
-        )
+    @property
+    def progress(self) -> float:
+        """The share of the budget spent, in [0, 1]."""
+        return min(1.0, self.spent / self.budget)  # tokens: the last example may overshoot it
+
+    def cut(self, order: Tensor) -> _Room:
+        """Room in a pass that ends with the example that reaches the budget.
+
+        Args:
+            order: ``[k]``, the examples of the whole pass.
+        """
+        if self.lengths is None:
+            return replace(self, end=min(self.end, self.offset + self.budget - self.spent))
+        ends = self.lengths[order].cumsum(0)
+        before = int(ends[self.offset - 1]) if self.offset else 0
+        left = self.budget - (self.spent - before)
+        return replace(self, end=min(self.end, int(torch.searchsorted(ends, left)) + 1))
+
+    def after(self, index: Tensor) -> _Room:
+        """Room that is left by a batch."""
+        used = len(index) if self.lengths is None else int(self.lengths[index].sum())
+        return replace(self, offset=self.offset + len(index), spent=self.spent + used)
 
 
 class _Books:
@@ -253,12 +289,13 @@ class _Books:
     state is never behind its weights.
     """
 
-    def __init__(self, state: TensorDict, observe: tuple[str, ...]) -> None:
+    def __init__(self, state: TensorDict, observe: tuple[str, ...], lengths: Tensor | None) -> None:
         self.state = state
+        self.lengths = lengths
         self.seed = number(state, "seed")
         self.passes = number(state, "clock", "passes")
         self.step = number(state, "clock", "step")
-        self._trained = 0
+        self._trained = self._tokens = 0
         self._rate = float(tensor(state, "metrics", "lr"))
         self._average = float(tensor(state, "metrics", "train_loss"))
         self._scores = {signal: tensor(state, "scores", signal) for signal in observe}
@@ -267,6 +304,7 @@ class _Books:
     def commit(self, index: Tensor, seen: Seen, rate: float) -> None:
         self.step += 1
         self._trained += len(index)
+        self._tokens += 0 if self.lengths is None else int(self.lengths[index].sum())
         self._rate = rate
         if math.isnan(self._average):
             self._average = seen.mean
@@ -286,8 +324,8 @@ class _Books:
         tensor(self.state, "clock", "step").fill_(self.step)
         for entry in ("seen", "offset"):
             tensor(self.state, "clock", entry).add_(self._trained)
-        for entry in ("forwarded", "backwarded"):
-            tensor(self.state, "ledger", entry).add_(self._trained)
+        tensor(self.state, "clock", "tokens").add_(self._tokens)
+        spend(self.state, self._trained, self._tokens, backward=True)
         tensor(self.state, "metrics", "lr").fill_(self._rate)
         tensor(self.state, "metrics", "train_loss").fill_(self._average)
 
@@ -320,23 +358,23 @@ class _OpenStream:
         self._order = torch.empty(0, dtype=torch.int64)
         self._at: tuple = ()
 
-    def at(self, state: TensorDict, room: _Room) -> Stream:
+    def at(self, state: TensorDict, room: _Room) -> tuple[Stream, _Room]:
+        """The stream that goes on at the room's offset, and the room until its end."""
         mask = tensor(state, "mask")
         seed, passes = number(state, "seed"), number(state, "clock", "passes")
         # Holding the mask keeps its address from being used again; its version counts its writes.
-        self._pass = (seed, passes, room.pass_size, mask.data_ptr(), mask._version)
+        self._pass = (seed, passes, room.end, room.budget, mask.data_ptr(), mask._version)
         if self._stream is None or self._at != (*self._pass, room.offset):
             key = fold(seed, "order", passes)
             if self.lengths is None:
                 order = keyed_order(mask.cpu(), key)
             else:
                 order = bucketed_order(mask.cpu(), key, self.lengths, self.batch_size)
-            if len(order) < room.pass_size:
+            if len(order) < room.end:
                 raise ValueError(
-                    f"the mask selects {len(order)} examples, but plan/size asks for "
-                    f"{room.pass_size}"
+                    f"the mask selects {len(order)} examples, but plan/size asks for {room.end}"
                 )
-            self._order = order[: room.pass_size]
+            self._order = order[: room.cut(order).end]
             self._stream = Stream(
                 self.source,
                 self._order,
@@ -347,7 +385,7 @@ class _OpenStream:
             )
         self._mask = mask
         self._at = ()  # not reusable until the tick ends well
-        return self._stream
+        return self._stream, replace(room, end=len(self._order))
 
     def ahead(self, room: _Room, steps: int) -> Tensor:
         """The examples that up to ``steps`` batches from here on may hold."""
@@ -355,7 +393,9 @@ class _OpenStream:
         return self._order[room.offset : room.offset + steps * self.batch_size + 1]
 
     def left_at(self, room: _Room) -> None:
-        self._at = (*self._pass, room.offset)
-        if room.offset >= room.pass_size:
+        """Keep the stream open for a tick that goes on here."""
+        if room.offset >= room.end:
             self._stream = None
             self._order = self._order[:0].clone()
+        else:
+            self._at = (*self._pass, room.offset)

@@ -17,6 +17,7 @@ from attent.pipeline import (
     Optimizer,
     Plan,
     Rule,
+    Signal,
     Source,
     Stage,
     Step,
@@ -33,8 +34,10 @@ from attent.pipeline import (
     incremental_interval,
     initial_state,
     initialize,
+    per_example,
     plan_of,
     random,
+    score,
     sgd,
     soft,
     train,
@@ -43,7 +46,7 @@ from attent.pipeline import (
 )
 from attent.pipeline.keyed import all_global_generators, fold
 from attent.pipeline.optimizer import Scales
-from attent.tasks.config import ConfigError, observed_signal
+from attent.tasks.config import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,6 @@ def assemble(
     Raises:
         ValueError: what the options ask for cannot be; the message says why.
     """
-    observe = observed_signal(config)
     pin = device_of(config.device).type == "cuda"
     loading = Loading(workers=config.workers, pin_memory=pin)
     stage = train(
@@ -121,7 +123,7 @@ def assemble(
             compile=config.compile,
         ),
         steps=config.steps_per_tick,
-        observe=observe or False,
+        observe=config.observed or False,
         ema=config.ema,
         loading=loading,
     )
@@ -140,7 +142,6 @@ def assemble(
         if frozen and not value.requires_grad:
             state["buffers", name] = value.detach().clone()
     validate(tick, state)
-    asks_scores = config.method != "full" and config.selection_strategy != "random"
     return Run(
         task=task,
         source=source,
@@ -148,7 +149,7 @@ def assemble(
         tick=tick,
         plan=plan_of(tick),
         state=initialize(tick, state),
-        signal=(observe or config.signal) if asks_scores else None,
+        signal=signal_of_options(config).name if config.asks_scores else None,
     )
 
 
@@ -197,21 +198,43 @@ def rule_of(config: Any) -> Rule:
     return hard() if config.selection_strategy == "hard" else random()
 
 
+def signal_of_options(config: Any) -> Signal:
+    """What is measured of each example."""
+    return per_example(config.signal, getattr(config, "score_length", "mean"))
+
+
 def _recipe(
     config: Any, task: Task, source: Source, stage: Stage, measure: Stage, loading: Loading
 ) -> Stage:
-    every = config.eval_every
+    shared: dict[str, Any] = {
+        "train": stage,
+        "epochs": config.epochs,
+        "accounting": config.budget,
+        "evaluate": measure,
+        "eval_every": config.eval_every,
+    }
     if config.method == "full":
-        return full(source, train=stage, epochs=config.epochs, evaluate=measure, eval_every=every)
+        return full(source, **shared)
+    shared |= {"rule": rule_of(config), "signal": signal_of_options(config)}
+    # A scoring tick forwards as many examples as a training tick, so that an interrupt, the bar and
+    # a checkpoint wait no longer for it.
+    per_tick = config.steps_per_tick * config.batch_size
     if config.method == "attent_simple":
+        scoring = score(
+            task,
+            source,
+            shared["signal"],
+            batch_size=config.score_batch_size,
+            chunk=config.score_chunk,
+            examples_per_tick=per_tick,
+            loading=loading,
+        )
         return attent_simple(
             source,
-            train=stage,
-            epochs=config.epochs,
             ratio=config.attent_ratio,
-            rule=rule_of(config),
-            evaluate=measure,
-            eval_every=every,
+            score=scoring if config.scored_afresh else None,
+            reselect=config.reselect,
+            **shared,
         )
     ratio = {"cosine": cosine, "incremental": incremental}[config.ratio_schedule]
     if config.interval_schedule == "fixed":
@@ -221,21 +244,13 @@ def _recipe(
     return attent_complex(
         task,
         source,
-        train=stage,
-        epochs=config.epochs,
-        rule=rule_of(config),
         ratio=ratio(config.initial_ratio, config.final_ratio),
         interval=interval,
         cycles=config.total_cycles,
-        accounting=config.budget,
-        signal=config.signal,
-        observed=config.scores == "observed",
+        observed=config.observed is not None,
         score_batch_size=config.score_batch_size,
         chunk=config.score_chunk,
-        # A scoring tick forwards as many examples as a training tick, so that an interrupt, the
-        # bar and a checkpoint wait no longer for it.
-        score_per_tick=config.steps_per_tick * config.batch_size,
+        score_per_tick=per_tick,
         loading=loading,
-        evaluate=measure,
-        eval_every=every,
+        **shared,
     )

@@ -45,11 +45,15 @@ class SelectionConfig:
             at a time, looped_grad_norm), of the gradient by the head (last_layer) or by the output
             (output_grad_norm).
         scores: fresh (a scoring pass before each selection) or observed (from the training steps:
-            the loss at no cost, grad_norm for a part of a step).
+            the loss at no cost, grad_norm for a part of a step); null for the method's own:
+            observed with attent_simple, fresh with attent_complex.
         attent_ratio: share selected by attent_simple after its first epoch, in (0, 1].
+        reselect: with attent_simple, select anew before every pass, by what training has observed
+            of each example last.
         budget: what epochs counts. examples: epochs * N examples are trained on, a pass over a
-            subset counts its own size. passes (as published): a pass over a subset counts as an
-            epoch, so that fewer examples are trained on.
+            subset counts its own size. tokens: epochs times the tokens of all examples, where they
+            have lengths. passes (as published): a pass over a subset counts as an epoch, so that
+            fewer examples are trained on.
         score_batch_size: examples in one forward of scoring and of evaluation.
         score_chunk: examples that vmap maps at once (vmap_grad_norm); less needs less memory.
     """
@@ -66,11 +70,30 @@ class SelectionConfig:
     gumbel_temperature: float = 1.0
     soft_normalization: Literal["softmax", "sigmoid"] = "softmax"
     signal: SignalName = "loss"
-    scores: Literal["fresh", "observed"] = "fresh"
+    scores: Literal["fresh", "observed"] | None = None
     attent_ratio: float = 0.7
-    budget: Literal["examples", "passes"] = "examples"
+    reselect: bool = False
+    budget: Literal["examples", "tokens", "passes"] = "examples"
     score_batch_size: int = 256
     score_chunk: int = 32
+
+    @property
+    def asks_scores(self) -> bool:
+        """Whether examples are selected by scores."""
+        return self.method != "full" and self.selection_strategy != "random"
+
+    @property
+    def scored_afresh(self) -> bool:
+        """Whether scores are measured apart, not observed in training."""
+        own = "observed" if self.method == "attent_simple" else "fresh"
+        return self.asks_scores and (self.scores or own) == "fresh"
+
+    @property
+    def observed(self) -> Literal["loss", "grad_norm"] | None:
+        """What the training steps are to record; None for nothing."""
+        if not self.asks_scores or self.scored_afresh:
+            return None
+        return "grad_norm" if self.signal == "grad_norm" else "loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,12 +246,13 @@ def _check_together(config: Any) -> None:
             f"max_interval ({config.max_interval}) is below initial_interval "
             f"({config.initial_interval})"
         )
-    if (
-        config.method == "attent_complex"
-        and config.scores == "observed"
-        and config.signal not in ("loss", "grad_norm")
-    ):
-        raise ConfigError(f"scores: observed records loss or grad_norm; signal is {config.signal}")
+    if config.observed and config.signal not in ("loss", "grad_norm"):
+        raise ConfigError(
+            f"scores: observed records loss or grad_norm; signal is {config.signal}; it can be "
+            "measured with scores: fresh"
+        )
+    if config.reselect and config.method == "attent_simple" and config.scored_afresh:
+        raise ConfigError("reselect goes by what training observes, but scores is fresh")
 
 
 _UNIONS = (types.UnionType, Union)  # of Literal and None typing makes the latter
@@ -318,24 +342,26 @@ def _idle(config: Any) -> dict[str, str]:
     """The options that do nothing, of those that every command has, and why."""
     complex_only = {
         "initial_ratio", "final_ratio", "ratio_schedule", "initial_interval", "max_interval",
-        "interval_schedule", "total_cycles", "signal", "scores", "budget",
+        "interval_schedule", "total_cycles",
     }  # fmt: skip
     idle: dict[str, str] = {}
     if config.method != "attent_complex":
         idle |= dict.fromkeys(complex_only, f"method is {config.method}")
+        if config.budget == "passes":
+            idle["budget"] = f"method is {config.method}"
     if config.method == "full":
-        idle |= {"selection_strategy": "method is full"}
+        idle |= dict.fromkeys(("selection_strategy", "signal", "scores"), "method is full")
     if config.method != "attent_simple":
-        idle |= {"attent_ratio": f"method is {config.method}"}
+        idle |= dict.fromkeys(("attent_ratio", "reselect"), f"method is {config.method}")
     if config.interval_schedule == "fixed":
         idle.setdefault("max_interval", "interval_schedule is fixed")
     if config.selection_strategy != "soft" or config.method == "full":
         why = f"selection_strategy is {config.selection_strategy}"
         idle |= {"gumbel_temperature": why, "soft_normalization": why}
-    if config.selection_strategy == "random":
+    if config.method != "full" and config.selection_strategy == "random":
         why = "selection_strategy random asks no scores"
-        idle |= {"signal": why, "scores": why}
-    elif config.signal != "vmap_grad_norm" or config.method != "attent_complex":
+        idle |= dict.fromkeys(("signal", "scores", "reselect"), why)
+    if config.signal != "vmap_grad_norm" or not config.scored_afresh:
         idle["score_chunk"] = "only signal vmap_grad_norm maps by vmap"
     if config.optimizer != "sgd":
         idle["momentum"] = f"optimizer is {config.optimizer}"
@@ -344,15 +370,6 @@ def _idle(config: Any) -> dict[str, str]:
     if config.lr is not None:
         idle["blr"] = "lr is set"
     return idle
-
-
-def observed_signal(config: SelectionConfig) -> Literal["loss", "grad_norm"] | None:
-    """What the training steps are to record; None for nothing."""
-    if config.method == "attent_simple":
-        return "loss"
-    if config.method == "attent_complex" and config.scores == "observed":
-        return "grad_norm" if config.signal == "grad_norm" else "loss"
-    return None
 
 
 def as_dict(config: Any) -> dict[str, Any]:

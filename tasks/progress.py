@@ -13,7 +13,7 @@ from tensordict import TensorDict
 
 from attent.pipeline.keys import has, number, tensor
 from attent.pipeline.observers import Observer, Reason, saving
-from attent.pipeline.plan import Plan
+from attent.pipeline.plan import Plan, spent
 from attent.tasks.commands import Measure
 
 WIDE = 110
@@ -44,13 +44,13 @@ class ProgressBar(Observer):
             columns = [TextColumn(line, table_column=Column(no_wrap=True, overflow="crop"))]
         self._bar = Progress(*columns, console=self.console)
         self._began = time.monotonic()
-        self._seen_at_start = 0
+        self._spent_at_start = 0
         self._evaluated = -1
 
     def start(self, state: TensorDict) -> None:
         """Show the bar."""
         self._began = time.monotonic()
-        self._seen_at_start = number(state, "clock", "seen")
+        self._spent_at_start = spent(state)
         self._evaluated = number(state, "metrics", self._step_entry)
         fields: dict[str, Any] = {**self._fields(state)}
         total = number(state, "plan", "budget")
@@ -61,15 +61,14 @@ class ProgressBar(Observer):
     def tick(self, state: TensorDict) -> None:
         """Move it."""
         if self.console.is_terminal:
-            seen = number(state, "clock", "seen")
             fields: dict[str, Any] = {**self._fields(state)}
-            self._bar.update(self._task, completed=seen, **fields)
+            self._bar.update(self._task, completed=spent(state), **fields)
             return
         evaluated = number(state, "metrics", self._step_entry)
         if evaluated != self._evaluated:
             self._evaluated = evaluated
             fields = self._fields(state)
-            share = number(state, "clock", "seen") / number(state, "plan", "budget")
+            share = min(1.0, spent(state) / number(state, "plan", "budget"))
             # Not `print`: rich would fold a long line at the width of a terminal that is not there.
             self.console.file.write(f"{share:4.0%} {fields['cycle']}  {fields['numbers']}\n")
             self.console.file.flush()
@@ -77,7 +76,7 @@ class ProgressBar(Observer):
     def stop(self, state: TensorDict, reason: Reason) -> None:
         """Leave the last of it standing."""
         if self.console.is_terminal:
-            self._bar.update(self._task, completed=number(state, "clock", "seen"))
+            self._bar.update(self._task, completed=spent(state))
             self._bar.stop()
 
     @property
@@ -85,17 +84,18 @@ class ProgressBar(Observer):
         return self.measure.metric.split("_")[0] + "_step"
 
     def _fields(self, state: TensorDict) -> dict[str, str]:
-        cycle, seen = number(state, "clock", "cycle"), number(state, "clock", "seen")
+        cycle, used = number(state, "clock", "cycle"), spent(state)
         seconds = time.monotonic() - self._began
-        rate = (seen - self._seen_at_start) / seconds if seconds > 0 else 0.0
-        left = (number(state, "plan", "budget") - seen) / rate if rate else math.nan
+        rate = (used - self._spent_at_start) / seconds if seconds > 0 else 0.0
+        left = max(0, number(state, "plan", "budget") - used) / rate if rate else math.nan
+        unit = "tok" if number(state, "plan", "pass_tokens") else "ex"
         selected = number(state, "plan", "size") / len(tensor(state, "mask"))
         parts = [
             f"ratio {selected:.2f}",
             f"loss {_figure(state, 'train_loss')}",
             f"{self.measure.short} {_figure(state, self.measure.metric)}",
             f"saved {saving(state):.0%}",
-            f"{rate:,.0f} ex/s",
+            f"{rate:,.0f} {unit}/s",
             f"{_minutes(left)} left",
         ]
         where = "warm-up" if cycle < 0 else f"cycle {cycle + 1}/{self.cycles}"

@@ -98,7 +98,7 @@ class DetectConfig(EncoderConfig, SelectionConfig, TrainingConfig, RunConfig):
                 f"signal {self.signal} needs a model whose rows are examples, and regions are not; "
                 "take loss, output_grad_norm or grad_norm (one example at a time)"
             )
-        if self.scores == "observed" and self.signal != "loss":
+        if self.observed and self.signal != "loss":
             raise ConfigError(f"scores: observed records the loss here; signal is {self.signal}")
         if self.compile:
             raise ConfigError(

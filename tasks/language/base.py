@@ -71,5 +71,7 @@ def _pretraining(plain: InstructConfig, config: InstructConfig, folder: Path) ->
         selection_strategy=defaults.selection_strategy,
         signal=defaults.signal,
         scores=defaults.scores,
+        reselect=defaults.reselect,
+        score_length=defaults.score_length,
         ema=None,
     )

@@ -41,6 +41,8 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         pretrain_epochs: of a model made anew, train it first on all of every row for so many
             epochs, without adapters and selection; 0 for not at all.
         pretrain_lr: the peak learning rate of that.
+        score_length: what the length of a response has to say in its score: mean (nothing: the mean
+            over its tokens), sqrt (times the square root of their number) or sum (times it).
         adapter: what is trained: lora, dora, adalora (at a fixed rank), or full, the whole model.
         orthogonality: of adapter adalora, weight of the penalty on its factors, at least 0.
         bits: of the frozen weights: 32; on a GPU 16 (bfloat16), 8 or 4 (bitsandbytes).
@@ -65,7 +67,9 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
     logits_chunk: int | None = None
     num_samples: int = 4
     max_new_tokens: int = 96
+    score_length: Literal["mean", "sqrt", "sum"] = "mean"
     method: Method = "attent_simple"
+    budget: Literal["examples", "tokens", "passes"] = "tokens"
     epochs: int = 3
     batch_size: int = 16
     lr: float | None = 2e-4
@@ -87,7 +91,11 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         need(self, "layer_decay", lambda v: v == 1, "1 for language models")
         if self.fields is not None and len(self.fields) != 2:
             raise ConfigError(f"dataset_field names a query and a response, not {self.fields}")
-        if self.adapter == "adalora" and self.asks_norms:
+        if self.score_length != "mean" and self.observed:
+            raise ConfigError(
+                f"score_length: {self.score_length} is of scores that are measured: scores: fresh"
+            )
+        if self.adapter == "adalora" and self.observed == "grad_norm":
             raise ConfigError(
                 "signal: adalora's penalty is of no example, so that gradient norms cannot be "
                 "observed in training; use scores fresh, or adapter lora"
@@ -103,12 +111,6 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         """Whether the model is made anew."""
         return self.model_name_or_path.startswith(FRESH)
 
-    @property
-    def asks_norms(self) -> bool:
-        """Whether gradient norms are observed in training."""
-        observed = self.method == "attent_complex" and self.scores == "observed"
-        return observed and self.signal == "grad_norm"
-
     def idle(self) -> dict[str, str]:
         """The options that do nothing here, and why."""
         found = idle_text(self)
@@ -123,6 +125,8 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
             found |= dict.fromkeys(("pretrain_epochs", "pretrain_lr"), why)
         if self.adapter != "adalora":
             found["orthogonality"] = f"adapter is {self.adapter}"
+        if not self.asks_scores:
+            found["score_length"] = "no scores are asked"
         if self.num_samples == 0:
             found["max_new_tokens"] = "num_samples is 0"
         return found

@@ -14,7 +14,6 @@ from tensordict import TensorDict
 
 from attent.pipeline.source import Source
 from attent.tasks.commands import Measure
-from attent.tasks.config import observed_signal
 from attent.tasks.report.history import History, Selection
 
 Thumbnails = Callable[[TensorDict], Sequence[tuple[torch.Tensor, str]]]
@@ -35,11 +34,11 @@ STYLE: dict[Any, Any] = {
 
 
 def learning_curves(runs: Sequence[History], measure: Measure) -> Figure:
-    """Training loss and held-out quality, against examples trained on and against seconds."""
+    """Training loss and held-out quality, against what was trained on and against seconds."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 5.6), layout="constrained")
         axes = figure.subplots(2, 2, sharex="col", sharey="row")
-        against = [("seen", "examples trained on"), ("seconds", "seconds")]
+        against = [_trained(runs), ("seconds", "seconds")]
         rows = [
             ("train_loss", "training loss (running mean)"),
             (measure.metric, measure.title),
@@ -62,21 +61,29 @@ def learning_curves(runs: Sequence[History], measure: Measure) -> Figure:
 
 
 def parts_of_quality(runs: Sequence[History], measures: Sequence[Measure]) -> Figure | None:
-    """Further held-out figures, each in a picture of its own, against examples trained on."""
+    """Further held-out figures, each in a picture of its own, against what was trained on."""
     if not measures:
         return None
+    entry, entry_name = _trained(runs)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 2.6), layout="constrained")
         axes = figure.subplots(1, len(measures), squeeze=False)[0]
         for ax, measure in zip(axes, measures, strict=True):
             for run, color in zip(runs, _cycle(len(runs)), strict=True):
-                x, y = run.series("seen", measure.metric)
+                x, y = run.series(entry, measure.metric)
                 ax.plot(x, y, color=color, lw=1.4, label=run.name)
             if not measure.percent:
                 _scaled(ax)
             ax.set_title(measure.title)
-            ax.set_xlabel("examples trained on")
+            ax.set_xlabel(entry_name)
         return figure
+
+
+def _trained(runs: Sequence[History]) -> tuple[str, str]:
+    """The entry of the logs that says what was trained on, and its name: tokens if all have any."""
+    if all(run.log[-1].get("tokens") for run in runs):
+        return "tokens", "tokens trained on"
+    return "seen", "examples trained on"
 
 
 def _scaled(ax: Axes) -> None:
@@ -246,7 +253,7 @@ def _label(selection: Selection, among: Sequence[Selection]) -> str:
 
 
 def _signal(run: History) -> str:
-    observed = observed_signal(run.config)
+    observed = run.config.observed
     return run.config.signal if observed is None else f"{observed} (observed)"
 
 

@@ -85,7 +85,12 @@ WRONG = [
     ({"interval_schedule": "incremental", "initial_interval": 4, "max_interval": 3},
      r"max_interval \(3\) is below initial_interval \(4\)"),
     ({"scores": "observed", "signal": "last_layer"},
-     "scores: observed records loss or grad_norm; signal is last_layer"),
+     "scores: observed records loss or grad_norm; signal is last_layer; it can be measured with "
+     "scores: fresh"),
+    ({"method": "attent_simple", "signal": "last_layer"},
+     "scores: observed records loss or grad_norm; signal is last_layer; .*"),
+    ({"method": "attent_simple", "scores": "fresh", "reselect": True},
+     "reselect goes by what training observes, but scores is fresh"),
     ({"device": "tpu"}, "device is auto, cpu, cuda or cuda:N, not 'tpu'"),
     ({"device": "cuda:"}, "device is auto, cpu, cuda or cuda:N, not 'cuda:'"),
 ]  # fmt: skip
@@ -106,8 +111,9 @@ def test_values_out_of_range_are_refused(options, message):
         {"epochs": 1, "warmup_epochs": 0},
         {"interval_schedule": "incremental", "initial_interval": 3, "max_interval": 3},
         {"device": "cuda:1"},
-        # attent_simple always observes; what only attent_complex asks for does not matter to it.
         {"method": "attent_simple", "scores": "observed", "signal": "grad_norm"},
+        {"method": "attent_simple", "scores": "fresh", "signal": "last_layer"},
+        {"method": "attent_simple", "reselect": True},
     ],
     ids=str,
 )
@@ -138,7 +144,7 @@ def test_a_value_of_another_type_is_refused_in_python_too(name, value):
 COMPLEX_ONLY = {
     "initial_ratio": 0.5, "final_ratio": 0.5, "ratio_schedule": "incremental",
     "initial_interval": 2, "max_interval": 12, "interval_schedule": "incremental",
-    "total_cycles": 3, "signal": "grad_norm", "scores": "observed", "budget": "passes",
+    "total_cycles": 3, "budget": "passes",
 }  # fmt: skip
 IDLE = [
     ({"max_interval": 7}, "max_interval = 7", "interval_schedule is fixed"),
@@ -152,6 +158,11 @@ IDLE = [
     ({"method": "full", "selection_strategy": "soft"}, "selection_strategy", "method is full"),
     *[({"method": method, name: value}, name, f"method is {method}")
       for method in ("full", "attent_simple") for name, value in COMPLEX_ONLY.items()],
+    *[({"method": "full", name: value}, name, "method is full")
+      for name, value in {"signal": "grad_norm", "scores": "observed", "reselect": True}.items()],
+    ({"reselect": True}, "reselect = True", "method is attent_complex"),
+    ({"method": "attent_simple", "reselect": True, "selection_strategy": "random"}, "reselect",
+     "random asks no scores"),
     ({"image_size": 16}, "image_size = 16", "digits"),
     ({"data": "images.npz", "image_size": 16}, "image_size = 16", "npz"),
     ({"data": "images", "held_out": 0.5}, "held_out = 0.5", "folder"),
@@ -172,6 +183,8 @@ def test_an_option_that_does_nothing_here_is_said_to(options, named, why):
         {},
         {"method": "full"},
         {"method": "attent_simple", "attent_ratio": 0.5},
+        {"method": "attent_simple", "scores": "fresh", "signal": "last_layer"},
+        {"method": "attent_simple", "signal": "grad_norm", "reselect": True},
         {"method": "attent_simple", "selection_strategy": "soft", "gumbel_temperature": 0.5},
         {"interval_schedule": "incremental", "max_interval": 12, "initial_interval": 2},
         {"selection_strategy": "soft", "gumbel_temperature": 2.0, "soft_normalization": "sigmoid"},
