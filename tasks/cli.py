@@ -54,6 +54,12 @@ def parser() -> ArgumentParser:
         title = (command.config.__doc__ or name).splitlines()[0]
         sub = _training_parser(command.config, f"{title} Flags win over the file.")
         commands.add_subcommand(name, sub, help=title.lower().rstrip("."))
+    for name, (make, title) in _PARSERS.items():
+        commands.add_subcommand(name, make(), help=title)
+    return top
+
+
+def _resume_parser() -> ArgumentParser:
     sub = ArgumentParser(exit_on_error=False, description="Go on with an interrupted run.")
     sub.add_argument("run", type=str, help="the run folder")
     sub.add_argument(
@@ -61,7 +67,10 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="if the latest checkpoint is damaged, go on from the last good one",
     )
-    commands.add_subcommand("resume", sub, help="go on with an interrupted run")
+    return sub
+
+
+def _report_parser() -> ArgumentParser:
     sub = ArgumentParser(
         exit_on_error=False,
         description="Write one self-contained HTML page, and its pictures as PNG, of one run or of "
@@ -72,7 +81,10 @@ def parser() -> ArgumentParser:
         "--report_dir", type=str | None, default=None,
         help="where to write; by default report/ in the first run's folder",
     )  # fmt: skip
-    commands.add_subcommand("report", sub, help="make a page of pictures from one or more runs")
+    return sub
+
+
+def _export_parser() -> ArgumentParser:
     sub = ArgumentParser(
         exit_on_error=False, description="Write a run's weights as other code loads them."
     )
@@ -86,13 +98,7 @@ def parser() -> ArgumentParser:
         "--output", type=str | None, default=None,
         help="the file, .pth or .safetensors; by default in export/ of the run folder",
     )  # fmt: skip
-    commands.add_subcommand("export", sub, help="write a run's weights for other code")
-    commands.add_subcommand(
-        "merge", _merge_parser(), help="write a language model with adapters in"
-    )
-    commands.add_subcommand("evaluate", _evaluation_parser(), help="measure a trained run")
-    commands.add_subcommand("predict", _prediction_parser(), help="try a trained run on pictures")
-    return top
+    return sub
 
 
 def _merge_parser() -> ArgumentParser:
@@ -139,6 +145,17 @@ def _prediction_parser() -> ArgumentParser:
         help="where to write; by default predictions/ in the run's folder",
     )  # fmt: skip
     return sub
+
+
+_PARSERS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
+    "resume": (_resume_parser, "go on with an interrupted run"),
+    "report": (_report_parser, "make a page of pictures from one or more runs"),
+    "export": (_export_parser, "write a run's weights for other code"),
+    "merge": (_merge_parser, "write a language model with adapters in"),
+    "evaluate": (_evaluation_parser, "measure a trained run"),
+    "predict": (_prediction_parser, "try a trained run on pictures"),
+}
+"""The commands that do not train, with what the list of commands says of them."""
 
 
 def _training_parser(config: type, description: str) -> ArgumentParser:
