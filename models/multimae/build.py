@@ -97,41 +97,26 @@ def build_multimae(
             not a whole number of patches.
     """
     decoders = decoders or Decoders()
-    size = _size(name, "pretrain_multimae")
-    in_domains, out_domains = list(in_domains), list(out_domains)
-    sizes = _arguments(size, model_args)
+    sizes = _arguments(_size(name, "pretrain_multimae"), model_args)
     adapters = input_adapters(
-        in_domains,
+        list(in_domains),
         dim=sizes["dim"],
         patch_size=patch_size,
         image_size=image_size,
         num_semseg_classes=num_semseg_classes,
     )
-    if not out_domains:
-        raise ValueError("out_domains names no modality to predict")
-    outputs = {domain: domain for domain in checked_domains("out_domains", out_domains)}
-    _check_stride(out_domains, patch_size)
-    if decoders.extra_norm_pix and "rgb" in outputs:
-        outputs["norm_rgb"] = "rgb"
-    heads: dict[str, nn.Module] = {}
-    for output, domain in outputs.items():
-        heads[output] = SpatialOutput(
-            CHANNELS.get(domain, num_semseg_classes),
-            task=domain,
-            context_tasks=in_domains,
-            encoder_dim=sizes["dim"],
-            patch_size=patch_size,
-            stride=SEMSEG_STRIDE if domain == "semseg" else 1,
-            image_size=image_size,
-            dim=decoders.dim,
-            depth=decoders.depth,
-            num_heads=decoders.num_heads,
-            use_task_queries=decoders.use_task_queries,
-            use_xattn=decoders.use_xattn,
-        )
+    outputs = output_adapters(
+        list(out_domains),
+        decoders,
+        in_domains=list(in_domains),
+        encoder_dim=sizes["dim"],
+        patch_size=patch_size,
+        image_size=image_size,
+        num_semseg_classes=num_semseg_classes,
+    )
     return MultiMAE(
         adapters,
-        heads,
+        outputs,
         num_global_tokens=num_global_tokens,
         drop_path_rate=drop_path_rate,
         fp32_outputs=decoders.fp32,
@@ -213,6 +198,42 @@ def input_adapters(
                 CHANNELS[domain], dim, patch_size=patch_size, image_size=image_size
             )
     return adapters
+
+
+def output_adapters(
+    domains: Sequence[str],
+    decoders: Decoders,
+    *,
+    in_domains: Sequence[str],
+    encoder_dim: int,
+    patch_size: int,
+    image_size: int,
+    num_semseg_classes: int,
+) -> dict[str, nn.Module]:
+    """The decoder of each output, in the order of their modalities; ``norm_rgb`` is the last."""
+    if not domains:
+        raise ValueError("out_domains names no modality to predict")
+    outputs = {domain: domain for domain in checked_domains("out_domains", domains)}
+    _check_stride(domains, patch_size)
+    if decoders.extra_norm_pix and "rgb" in outputs:
+        outputs["norm_rgb"] = "rgb"
+    return {
+        output: SpatialOutput(
+            CHANNELS.get(domain, num_semseg_classes),
+            task=domain,
+            context_tasks=in_domains,
+            encoder_dim=encoder_dim,
+            patch_size=patch_size,
+            stride=SEMSEG_STRIDE if domain == "semseg" else 1,
+            image_size=image_size,
+            dim=decoders.dim,
+            depth=decoders.depth,
+            num_heads=decoders.num_heads,
+            use_task_queries=decoders.use_task_queries,
+            use_xattn=decoders.use_xattn,
+        )
+        for output, domain in outputs.items()
+    }
 
 
 def checked_domains(option: str, domains: Sequence[str]) -> Sequence[str]:

@@ -241,34 +241,16 @@ class MultiMAE(MultiViT):
             pictures = {"rgb": pictures}
         layout = self.layout(pictures)
         tokens = self.embed(pictures)
-        if isinstance(masks, TokenOrder):
-            order = _checked(masks, num_encoded_tokens)
-        elif masks is not None:
-            order = self._order_of(masks, layout, num_encoded_tokens)
-        elif num_encoded_tokens is None:
-            order = all_visible(len(tokens), layout.num_tokens, tokens.device)
-        elif generator is None:
-            raise ValueError("masks are drawn from a generator: give one, or the masks themselves")
-        else:
-            sizes = list(layout.sizes.values())
-            noise = torch.rand(
-                (len(tokens), num_draws(sizes)),
-                dtype=torch.float64,
-                generator=generator,
-                device=generator.device,
-            )
+        if masks is None and num_encoded_tokens is not None:
             order = draw_order(
-                noise.to(tokens.device),
-                sizes,
+                _uniform(len(tokens), layout, generator).to(tokens.device),
+                list(layout.sizes.values()),
                 num_encoded_tokens,
                 alphas=alphas,
                 sample_tasks_uniformly=sample_tasks_uniformly,
             )
-        if order.order.shape != (len(tokens), layout.num_tokens):
-            raise ValueError(
-                f"masks are of {' x '.join(map(str, order.order.shape))} tokens, the pictures of "
-                f"{len(tokens)} x {layout.num_tokens}"
-            )
+        else:
+            order = self._given(masks, tokens, layout, num_encoded_tokens)
         encoded = self.encoder(self.with_global(pick(tokens, order.keep)))
         masked = order.masked
         return (
@@ -282,6 +264,27 @@ class MultiMAE(MultiViT):
             return decoder(encoded, order, layout)
         with torch.autocast(encoded.device.type, enabled=False):
             return decoder(encoded.float(), order, layout)
+
+    def _given(
+        self,
+        masks: Pictures | TokenOrder | None,
+        tokens: Tensor,
+        layout: Layout,
+        num_encoded_tokens: int | None,
+    ) -> TokenOrder:
+        """The order that masks say, seen to fit the tokens; without masks all are visible."""
+        if masks is None:
+            return all_visible(len(tokens), layout.num_tokens, tokens.device)
+        if isinstance(masks, TokenOrder):
+            order = _checked(masks, num_encoded_tokens)
+        else:
+            order = self._order_of(masks, layout, num_encoded_tokens)
+        if order.order.shape != (len(tokens), layout.num_tokens):
+            raise ValueError(
+                f"masks are of {' x '.join(map(str, order.order.shape))} tokens, the pictures of "
+                f"{len(tokens)} x {layout.num_tokens}"
+            )
+        return order
 
     def _order_of(
         self, masks: Pictures, layout: Layout, num_encoded_tokens: int | None
@@ -315,6 +318,18 @@ class MultiMAE(MultiViT):
 def _layers_of(head: nn.Module) -> tuple[int, ...] | None:
     """The blocks whose tokens a head is to be given; None for the last."""
     return getattr(head, "encoder_layers", None)
+
+
+def _uniform(count: int, layout: Layout, generator: torch.Generator | None) -> Tensor:
+    """The numbers that `draw_order` needs for ``count`` examples, on the generator's device."""
+    if generator is None:
+        raise ValueError("masks are drawn from a generator: give one, or the masks themselves")
+    return torch.rand(
+        (count, num_draws(list(layout.sizes.values()))),
+        dtype=torch.float64,
+        generator=generator,
+        device=generator.device,
+    )
 
 
 def _checked(order: TokenOrder, num_encoded_tokens: int | None) -> TokenOrder:
