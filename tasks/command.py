@@ -78,6 +78,8 @@ class Command:
         measures: the figures of its runs; the first decides which checkpoint is the best.
         parts: further figures, which the report shows apart.
         load_data: options -> training and held-out examples, for pictures of them.
+        load_held_out: options and the run's own held-out examples -> those of the options' data, of
+            the classes of the run; a training split is not looked for. None to take `load_data`'s.
         thumbnails: a batch -> a small picture and a few words for each example; None where examples
             are no pictures.
         text: a source and an index -> the example as a text, where it is one.
@@ -95,6 +97,7 @@ class Command:
     build: Callable[..., Run]
     measures: tuple[Measure, ...]
     load_data: Callable[[Any], tuple[Source, Source]]
+    load_held_out: Callable[[Any, Source], Source] | None = None
     thumbnails: Callable[[TensorDict], Sequence[tuple[Tensor, str]]] | None = None
     text: Callable[[Any, int], str] | None = None
     parts: tuple[Measure, ...] = ()

@@ -32,8 +32,8 @@ def measure(
 
     Args:
         folder: of the run.
-        data: its ``val`` split is measured; None for the run's own. The classes are those that the
-            run was trained on.
+        data: its held-out split is measured, the only one it has to have; None for the run's own.
+            The classes are those that the run was trained on.
         batch_size: examples in one forward; changes no figure. None for the run's own.
         best: the best checkpoint, by the run's first figure, instead of the last.
         device: auto, cpu, cuda or cuda:N.
@@ -49,8 +49,7 @@ def measure(
     loaded, step = load_trained(folder, best=best, device=device)
     held_out = loaded.held_out
     if data is not None:
-        changed = dataclasses.replace(config, data=data)
-        _, held_out = COMMANDS[command].load_data(changed)
+        held_out = _other(command, dataclasses.replace(config, data=data), loaded.held_out)
         _same_form(loaded, held_out, data)
     stage = evaluate(
         loaded.task,
@@ -70,6 +69,12 @@ def measure(
     }
     write_atomically(folder.path / "evaluation.json", (json.dumps(about, indent=2) + "\n").encode())
     return found, step
+
+
+def _other(command: str, config: Any, own: Source) -> Source:
+    """The held-out examples of other data."""
+    load = COMMANDS[command].load_held_out
+    return COMMANDS[command].load_data(config)[1] if load is None else load(config, own)
 
 
 def _same_form(run: Run, other: Source, data: str) -> None:

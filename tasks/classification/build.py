@@ -71,12 +71,8 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
     path = Path(config.data)
     if path.suffix == ".npz" and path.is_file():
         return npz(path, config.held_out, seed=config.seed)
-    size = config.image_size or (input_size(config.model) or (3, SIDE))[1]
-    mean, deviation = normalization(config.model)
-    shared: dict[str, Any] = {
-        "size": size, "crop_pct": config.crop_pct, "mean": mean, "deviation": deviation,
-    }  # fmt: skip
-    augmentation = None
+    shared = _shared(config)
+    size, augmentation = shared["size"], None
     if config.crop_scale < 1 or config.rand_augment:
         augmentation = Augmentation(
             scale=config.crop_scale, hflip=config.flip, rand_augment=config.rand_augment
@@ -93,12 +89,48 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
     return Images(train, augmentation=augmentation, **shared), Images(val, **shared)
 
 
+def load_held_out(config: ClassifyConfig, own: Source) -> Source:
+    """The held-out images alone, of data that may have no others.
+
+    Args:
+        config: the options.
+        own: of the run, whose classes they are labelled by if theirs are among them.
+
+    Raises:
+        ValueError: as of `load_data`.
+    """
+    path, known = Path(config.data), getattr(own, "classes", None)
+    if config.data in ("digits", "scenes") or not path.is_dir():
+        return load_data(config)[1]
+    (folder,) = _images_of(path / "val")
+    shared = _shared(config)
+    found = ImageFolder(folder, size=shared["size"])
+    if known is not None and set(found.classes) < set(known):
+        found = ImageFolder(folder, size=shared["size"], classes=known)
+    return Images(found, **shared)
+
+
+def _shared(config: ClassifyConfig) -> dict[str, Any]:
+    """What all images of a run are made of."""
+    mean, deviation = normalization(config.model)
+    return {
+        "size": config.image_size or (input_size(config.model) or (3, SIDE))[1],
+        "crop_pct": config.crop_pct,
+        "mean": mean,
+        "deviation": deviation,
+    }
+
+
 def _folders(path: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
-    splits = path / "train", path / "val"
-    if all((split / "rgb").is_dir() for split in splits):  # beside other modalities
-        splits = splits[0] / "rgb", splits[1] / "rgb"
-    train = ImageFolder(splits[0], size=size)
-    return train, ImageFolder(splits[1], size=size, classes=train.classes)
+    of_train, of_val = _images_of(path / "train", path / "val")
+    train = ImageFolder(of_train, size=size)
+    return train, ImageFolder(of_val, size=size, classes=train.classes)
+
+
+def _images_of(*splits: Path) -> list[Path]:
+    """Where the images of some splits are: in ``rgb`` where they stand beside other modalities."""
+    beside = all((split / "rgb").is_dir() for split in splits)
+    return [split / "rgb" if beside else split for split in splits]
 
 
 def _cropped(source: Source) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.tasks.classification.build import build_classify, load_data
+from attent.tasks.classification.build import build_classify, load_data, load_held_out
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.classification.pictures import predicted
 from attent.tasks.command import Command, Measure
@@ -31,6 +31,7 @@ CLASSIFY = Command(
         Measure(metric="val_loss", title="held-out loss", short="val loss"),
     ),
     load_data=load_data,
+    load_held_out=load_held_out,
     thumbnails=_labelled,
     predict=predicted,
 )

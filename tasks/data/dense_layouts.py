@@ -26,7 +26,7 @@ class DenseData(NamedTuple):
     """What a folder holds."""
 
     layout: str  # one of `LAYOUTS`
-    train: Reader
+    train: Reader  # the held-out split once more where that alone was asked for
     val: Reader
     num_classes: int | None  # of semseg, where the layout settles it
     reduce_zero_label: bool  # whether id 0 is no class
@@ -41,6 +41,7 @@ def find_dense(
     layout: str | None = None,
     train: str | None = None,
     val: str | None = None,
+    held_out_only: bool = False,
 ) -> DenseData:
     """The readers of a folder's splits, of the domains that a `Dense` source needs.
 
@@ -56,6 +57,7 @@ def find_dense(
         train: name of the training split; None for the usual one (``train``; of Taskonomy the list
             with that in its name).
         val: name of the held-out split; None for the usual one (``val``, else ``test``).
+        held_out_only: no training split is looked for.
 
     Raises:
         ConfigError: no such layout, or a folder that does not hold what it should; says what was
@@ -71,10 +73,10 @@ def find_dense(
     domains = list(dict.fromkeys([*given, target]))
     try:
         if layout == "ade20k":
-            splits = (train or "train", val or "val")
+            splits = [val or "val"] if held_out_only else [train or "train", val or "val"]
             photos = [ade20k.ADE20K(root, split, domains=domains) for split in splits]
-            return DenseData(layout, photos[0], photos[1], ade20k.NUM_CLASSES, True)
-        splits = _splits(root, layout, train, val)
+            return DenseData(layout, photos[0], photos[-1], ade20k.NUM_CLASSES, True)
+        splits = _splits(root, layout, train, val, held_out_only)
         masks = [root / MASK] if layout == "taskonomy" else _masks(root, layout, splits)
         if measured and any(folder.is_dir() for folder in masks):
             domains.append(MASK)
@@ -84,16 +86,17 @@ def find_dense(
     except ValueError as error:
         raise ConfigError(f"data of layout {layout} ({LAYOUTS[layout]}): {error}") from error
     if layout == "nyuv2":
-        return DenseData(layout, readers[0], readers[1], nyuv2.NUM_CLASSES, True)
-    return DenseData(layout, readers[0], readers[1], None, False)
+        return DenseData(layout, readers[0], readers[-1], nyuv2.NUM_CLASSES, True)
+    return DenseData(layout, readers[0], readers[-1], None, False)
 
 
 def _recognised(root: Path) -> str:
     """The layout that a folder's own folders are of."""
     if (root / "images").is_dir() and (root / "annotations").is_dir():
         return "ade20k"
-    if (root / "train").is_dir():
-        return "nyuv2" if (root / "train" / "mask").is_dir() else "folders"
+    splits = [root / name for name in ("train", "val", "test") if (root / name).is_dir()]
+    if splits:
+        return "nyuv2" if (splits[0] / "mask").is_dir() else "folders"
     if root.is_dir() and any(root.glob("*.csv")):
         return "taskonomy"
     expected = "; ".join(f"{name}: {holds}" for name, holds in LAYOUTS.items())
@@ -108,13 +111,17 @@ def _found(root: Path) -> str:
     return (", ".join(names[:8]) or "nothing") + more
 
 
-def _splits(root: Path, layout: str, train: str | None, val: str | None) -> tuple[str, str]:
-    """Names of the training and the held-out split."""
+def _splits(
+    root: Path, layout: str, train: str | None, val: str | None, held_out_only: bool
+) -> list[str]:
+    """Names of the training split, if it is asked for, and of the held-out one."""
+    asked = {"val": val} if held_out_only else {"train": train, "val": val}
     if layout == "taskonomy":
         lists = sorted(p.stem for p in root.glob("*.csv"))
-        return train or _only(root, "train", lists), val or _only(root, "val", lists)
-    usual = "val" if (root / "val").is_dir() or not (root / "test").is_dir() else "test"
-    return train or "train", val or usual
+        return [given or _only(root, split, lists) for split, given in asked.items()]
+    tested = not (root / "val").is_dir() and (root / "test").is_dir()
+    usual = {"train": "train", "val": "test" if tested else "val"}
+    return [given or usual[split] for split, given in asked.items()]
 
 
 def _only(root: Path, split: str, lists: list[str]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from attent.pipeline import Source
 from attent.pipeline.source import fetch_batch
 from attent.tasks.build import Run, assemble
 from attent.tasks.config import ConfigError
 from attent.tasks.data.dense import Dense
+from attent.tasks.data.dense_layouts import DenseData
 from attent.tasks.data.dense_view import DenseView, DepthView, View
 from attent.tasks.depth.config import DepthConfig
 from attent.tasks.depth.task import DenseRegression
@@ -56,7 +58,19 @@ def load_data(config: DepthConfig) -> tuple[Dense, Dense]:
     Raises:
         ValueError: no such data, or not in the form expected.
     """
-    data = readers_of(config, config.target)
+    return _sources(config, readers_of(config, config.target))
+
+
+def load_held_out(config: DepthConfig, own: Source) -> Dense:
+    """The held-out scenes alone, of data that may have no others; those of the run are not asked.
+
+    Raises:
+        ValueError: as of `load_data`.
+    """
+    return _sources(config, readers_of(config, config.target, held_out_only=True))[1]
+
+
+def _sources(config: DepthConfig, data: DenseData) -> tuple[Dense, Dense]:
     if config.target == "depth":
         view: View = DepthView(size=config.input_size, hflip=config.hflip)
     else:

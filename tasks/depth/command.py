@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attent.tasks.command import Command, Measure
-from attent.tasks.depth.build import build_depth, load_data
+from attent.tasks.depth.build import build_depth, load_data, load_held_out
 from attent.tasks.depth.config import DepthConfig
 from attent.tasks.depth.pictures import maps, predicted
 from attent.tasks.grid import thumbnails
@@ -26,6 +26,7 @@ DEPTH = Command(
         Measure(metric="val_log10", title="log10", short="log10"),
     ),
     load_data=load_data,
+    load_held_out=load_held_out,
     thumbnails=thumbnails,
     pictures=maps,
     predict=predicted,

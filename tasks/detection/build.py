@@ -11,6 +11,7 @@ from torch import nn
 
 from attent.models.detection import MaskRCNN
 from attent.models.multimae import build_multivit
+from attent.pipeline import Source
 from attent.tasks.build import Run, assemble
 from attent.tasks.config import ConfigError
 from attent.tasks.data.coco import Coco
@@ -53,14 +54,38 @@ def load_data(config: DetectConfig) -> tuple[ObjectSource, ObjectSource]:
     Raises:
         ValueError: no such data, or not in the form expected.
     """
-    low, high = config.jitter
-    view = ObjectView(size=config.input_size, scale=(low, high), hflip=config.hflip)
+    view = _view(config)
     if config.data == "scenes":
         scenes, others = rendered_scenes(config, config.input_size)
         return SceneObjects(scenes, view), SceneObjects(others, view)
     root = Path(config.data)
     train = Coco(root, _split(root, "train"), view=view)
     return train, Coco(root, _split(root, "val"), view=view, categories=train.categories)
+
+
+def load_held_out(config: DetectConfig, own: Source) -> Source:
+    """The held-out pictures alone, of data that may have no others.
+
+    Args:
+        config: the options.
+        own: of the run; where its categories are more than these data's, they are the run's.
+
+    Raises:
+        ValueError: as of `load_data`.
+    """
+    if config.data == "scenes":
+        return load_data(config)[1]
+    root = Path(config.data)
+    split, view = _split(root, "val"), _view(config)
+    found = Coco(root, split, view=view)
+    if isinstance(own, Coco) and set(found.categories) < set(own.categories):
+        return Coco(root, split, view=view, categories=own.categories)
+    return found
+
+
+def _view(config: DetectConfig) -> ObjectView:
+    low, high = config.jitter
+    return ObjectView(size=config.input_size, scale=(low, high), hflip=config.hflip)
 
 
 def _split(root: Path, begins: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attent.tasks.command import Command, Measure
-from attent.tasks.detection.build import build_detect, load_data
+from attent.tasks.detection.build import build_detect, load_data, load_held_out
 from attent.tasks.detection.config import DetectConfig
 from attent.tasks.detection.pictures import objects, predicted, thumbnails
 
@@ -42,6 +42,7 @@ DETECT = Command(
         Measure(metric="val_loss_mask", title="mask loss", short="mask"),
     ),
     load_data=load_data,
+    load_held_out=load_held_out,
     thumbnails=thumbnails,
     pictures=objects,
     predict=predicted,

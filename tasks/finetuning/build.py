@@ -76,12 +76,13 @@ def build_encoder(
     return cast(MultiViT, initial_model(config, make, initial=initial))
 
 
-def readers_of(config: Any, target: str) -> DenseData:
+def readers_of(config: Any, target: str, *, held_out_only: bool = False) -> DenseData:
     """Scenes to train on and to measure on, and what is known of their labels.
 
     Args:
         config: a `DenseConfig` with ``data``.
         target: the domain that is predicted.
+        held_out_only: no training split is looked for, and the held-out one stands for both.
 
     Raises:
         ValueError: no such data, or not in the form expected.
@@ -98,6 +99,7 @@ def readers_of(config: Any, target: str) -> DenseData:
         target=target,
         pseudo=config.pseudo_domains,
         layout=config.layout,
+        held_out_only=held_out_only,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from attent.pipeline import Source
 from attent.tasks.build import Run, assemble
 from attent.tasks.config import ConfigError
 from attent.tasks.data.dense import Dense
+from attent.tasks.data.dense_layouts import DenseData
 from attent.tasks.data.dense_view import SegmentView
 from attent.tasks.finetuning.build import build_encoder, dense_sources, readers_of
 from attent.tasks.segmentation.config import SegmentConfig
@@ -42,7 +44,19 @@ def load_data(config: SegmentConfig) -> tuple[Dense, Dense]:
     Raises:
         ValueError: no such data, or not in the form expected.
     """
-    data = readers_of(config, "semseg")
+    return _sources(config, readers_of(config, "semseg"))
+
+
+def load_held_out(config: SegmentConfig, own: Source) -> Dense:
+    """The held-out scenes alone, of data that may have no others; those of the run are not asked.
+
+    Raises:
+        ValueError: as of `load_data`.
+    """
+    return _sources(config, readers_of(config, "semseg", held_out_only=True))[1]
+
+
+def _sources(config: SegmentConfig, data: DenseData) -> tuple[Dense, Dense]:
     num_classes = config.num_classes or data.num_classes
     if num_classes is None:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attent.tasks.command import Command, Measure
 from attent.tasks.grid import thumbnails
-from attent.tasks.segmentation.build import build_segment, load_data
+from attent.tasks.segmentation.build import build_segment, load_data, load_held_out
 from attent.tasks.segmentation.config import SegmentConfig
 from attent.tasks.segmentation.pictures import predicted, segmentations
 
@@ -27,6 +27,7 @@ SEGMENT = Command(
         for name in ("pixel", "mean")
     ),
     load_data=load_data,
+    load_held_out=load_held_out,
     thumbnails=thumbnails,
     pictures=segmentations,
     predict=predicted,
