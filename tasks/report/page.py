@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.plan import TRAIN_COST
 from attent.pipeline.source import Source
+from attent.tasks.build import Run
 from attent.tasks.command import Passage
 from attent.tasks.commands import COMMANDS, Measure
 from attent.tasks.config import as_dict
@@ -80,11 +81,8 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
 
 
 def _run_section(run: History, where: Path, prefix: str) -> list[str]:
-    command, source, gone = COMMANDS[run.command], None, ""
-    try:
-        source, _ = command.load_data(run.config)
-    except ValueError as error:
-        gone = f'<p class="note">No pictures of examples: {html.escape(str(error))}</p>'
+    command = COMMANDS[run.command]
+    trained, source, gone = _made_again(run)
     parts: list[tuple[str, Figure | None, str]] = [
         ("schedule", figures.schedule(run), "Ratio and interval"),
         ("scores", figures.score_distributions(run), "Distribution of scores at each selection"),
@@ -99,18 +97,19 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
     ]
     passages = _extremes(run, source, command.text)
     try:
-        if command.pictures is not None:
-            parts += command.pictures(load_trained(run.folder)[0])
-        if command.passages is not None:
-            passages += command.passages(load_trained(run.folder)[0], run.config)
+        if trained is not None and command.pictures is not None:
+            parts += command.pictures(trained)
+        if trained is not None and command.passages is not None:
+            passages += command.passages(trained, run.config)
     except ValueError as error:
-        gone = f'<p class="note">Nothing by the model: {html.escape(str(error))}</p>'
+        gone = f"Nothing by the model: {error}"
     section = [f"<h2>{html.escape(run.name)}</h2>"]
     for name, figure, description in parts:
         if figure is not None:
             section.append(_picture(figure, where, prefix + name, description))
     section += [_passage(passage) for passage in passages]
-    section.append(gone)
+    if gone:
+        section.append(f'<p class="note">{html.escape(gone)}</p>')
     if not any(selection.is_subset for selection in run.selections):
         section.append('<p class="note">Everything was trained on all the time.</p>')
     options = "\n".join(f"{k}: {v}" for k, v in as_dict(run.config).items())
@@ -118,6 +117,26 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
         f"<details><summary>options</summary><pre>{html.escape(options)}</pre></details>"
     )
     return section
+
+
+def _made_again(run: History) -> tuple[Run | None, Source | None, str]:
+    """What is left of what a run was made of.
+
+    Returns:
+        The run with its last checkpoint, where its command shows what the model makes of examples;
+        the training examples; and what is missing and why, or nothing.
+    """
+    command, gone = COMMANDS[run.command], ""
+    if command.pictures is not None or command.passages is not None:
+        try:
+            trained, _ = load_trained(run.folder)
+            return trained, trained.source, ""
+        except ValueError as error:
+            gone = f"Nothing by the model: {error}"
+    try:
+        return None, command.load_data(run.config)[0], gone
+    except ValueError as error:
+        return None, None, gone or f"No pictures of examples: {error}"
 
 
 def _extremes(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from attent.pipeline.observers import read_log
 from attent.tasks import cli
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import ConfigError, as_dict
+from attent.tasks.data.options import rendered_scenes
+from attent.tasks.finetuning import build as finetuning
 from attent.tasks.report.page import write_report
 from attent.tasks.run import RunFolder, start
+from tests.tasks.finetuned import SELECT, trained
 
 TINY = {
     "model_args": {"depth": 1, "embed_dim": 16, "num_heads": 2},
@@ -168,6 +172,36 @@ def test_one_run_is_reported_in_its_own_folder(runs):
     assert path == runs[FULL].path / "report" / "report.html"
     assert pictures(path.parent) == {"learning_curves.png", "schedule.png"}
     assert "Everything was trained on all the time." in path.read_text()
+
+
+def test_what_a_run_was_made_of_is_made_again_once(tmp_path, monkeypatch):
+    folder = trained("depth", tmp_path / "run", **SELECT, head="linear", num_train=12)
+    made = []
+
+    def counted(*args):
+        made.append(args)
+        return rendered_scenes(*args)
+
+    monkeypatch.setattr(finetuning, "rendered_scenes", counted)
+    shown = {"learning_curves.png", "parts.png", *OF_A_RUN, "maps.png"}
+    text = write_report([folder], str(tmp_path / "whole")).read_text()
+    assert pictures(tmp_path / "whole") == shown
+    assert 'class="note">Nothing' not in text
+    assert len(made) == 1
+    shutil.rmtree(folder.checkpoints)
+    text = write_report([folder], str(tmp_path / "without")).read_text()
+    assert pictures(tmp_path / "without") == shown - {"maps.png"}
+    assert '<p class="note">Nothing by the model: there is no checkpoint' in text
+
+
+def test_data_that_are_gone_are_told_of(runs, tmp_path):
+    folder = RunFolder(Path(shutil.copytree(runs[SIMPLE].path, tmp_path / "run")))
+    written = folder.config.read_text()
+    folder.config.write_text(written.replace("colour.npz", "<gone>.npz"))
+    text = write_report([folder], str(tmp_path / "page")).read_text()
+    assert pictures(tmp_path / "page") == {"learning_curves.png", *OF_A_RUN} - {"examples.png"}
+    assert '<p class="note">No pictures of examples: data: there is no ' in text
+    assert "&lt;gone&gt;.npz; it is" in text
 
 
 def test_runs_of_one_name_are_told_apart(runs, tmp_path):
