@@ -72,15 +72,15 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
     if path.suffix == ".npz" and path.is_file():
         return npz(path, config.held_out, seed=config.seed)
     shared = _shared(config)
-    size, augmentation = shared["size"], None
+    augmentation = None
     if config.crop_scale < 1 or config.rand_augment:
         augmentation = Augmentation(
             scale=config.crop_scale, hflip=config.flip, rand_augment=config.rand_augment
         )
     if config.data == "scenes":
-        train, val = rendered_scenes(config, size)
+        train, val = rendered_scenes(config, shared["size"])
     elif path.is_dir():
-        train, val = _folders(path, size)
+        train, val = _folders(path)
     else:
         raise ConfigError(
             f"data: there is no {path}; it is 'digits', 'scenes', a folder of "
@@ -103,11 +103,10 @@ def load_held_out(config: ClassifyConfig, own: Source) -> Source:
     if config.data in ("digits", "scenes") or not path.is_dir():
         return load_data(config)[1]
     (folder,) = _images_of(path / "val")
-    shared = _shared(config)
-    found = ImageFolder(folder, size=shared["size"])
+    found = ImageFolder(folder)
     if known is not None and set(found.classes) < set(known):
-        found = ImageFolder(folder, size=shared["size"], classes=known)
-    return Images(found, **shared)
+        found = ImageFolder(folder, classes=known)
+    return Images(found, **_shared(config))
 
 
 def _shared(config: ClassifyConfig) -> dict[str, Any]:
@@ -121,10 +120,10 @@ def _shared(config: ClassifyConfig) -> dict[str, Any]:
     }
 
 
-def _folders(path: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
+def _folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
     of_train, of_val = _images_of(path / "train", path / "val")
-    train = ImageFolder(of_train, size=size)
-    return train, ImageFolder(of_val, size=size, classes=train.classes)
+    train = ImageFolder(of_train)
+    return train, ImageFolder(of_val, classes=train.classes)
 
 
 def _images_of(*splits: Path) -> list[Path]:

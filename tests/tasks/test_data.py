@@ -13,6 +13,7 @@ from attent.pipeline import ExampleError
 from attent.pipeline.source import fetch_batch
 from attent.tasks.data.digits import digits
 from attent.tasks.data.folder import DEVIATION, MEAN, ImageFolder
+from attent.tasks.data.images import Images
 from attent.tasks.data.npz import npz
 
 # --- digits
@@ -201,7 +202,7 @@ def folder(tmp_path):
 
 
 def test_a_folders_images_have_one_shape_and_the_labels_follow_the_class_names(folder):
-    source = ImageFolder(folder / "train", size=8)
+    source = Images(ImageFolder(folder / "train"), size=8)
     batch = source.fetch(torch.arange(len(source)))
     assert source.classes == ["ant", "zebra"]
     assert batch["image"].shape == (5, 3, 8, 8)
@@ -210,7 +211,7 @@ def test_a_folders_images_have_one_shape_and_the_labels_follow_the_class_names(f
 
 
 def test_colours_are_kept_and_standardised_whatever_the_format(folder):
-    source = ImageFolder(folder / "train", size=8)
+    source = Images(ImageFolder(folder / "train"), size=8)
     expected = [RED, (51, 51, 51), GREEN, BLUE, (0, 0, 0)]
     images = source.fetch(torch.arange(5))["image"]
     for image, colour in zip(images, expected, strict=True):
@@ -224,7 +225,7 @@ def test_the_middle_of_a_wide_image_is_cut_out(folder):
     wide.paste(GREEN, (8, 0, 16, 8))
     wide.paste(BLUE, (16, 0, 24, 8))
     wide.save(folder / "train" / "ant" / "0.png")
-    image = ImageFolder(folder / "train", size=8).fetch(torch.tensor([0]))["image"][0]
+    image = Images(ImageFolder(folder / "train"), size=8).fetch(torch.tensor([0]))["image"][0]
     torch.testing.assert_close(image, standardised(GREEN)[:, None, None].expand(3, 8, 8))
 
 
@@ -232,25 +233,25 @@ def test_the_shorter_side_is_resized(folder):
     tall = Image.new("RGB", (16, 48), RED)
     tall.paste(GREEN, (0, 16, 16, 32))
     tall.save(folder / "train" / "ant" / "0.png")
-    image = ImageFolder(folder / "train", size=4).fetch(torch.tensor([0]))["image"][0]
+    image = Images(ImageFolder(folder / "train"), size=4).fetch(torch.tensor([0]))["image"][0]
     # 16 x 48 becomes 4 x 12; the middle 4 x 4 is the green third, its edge blurred with the red.
     torch.testing.assert_close(image[:, 1:3], standardised(GREEN)[:, None, None].expand(3, 2, 4))
 
 
 def test_fetching_keeps_the_order_asked_for(folder):
-    source = ImageFolder(folder / "train", size=8)
+    source = Images(ImageFolder(folder / "train"), size=8)
     batch = source.fetch(torch.tensor([2, 0]))
     assert batch["label"].tolist() == [1, 0]
     assert float(batch["image"][1, 0, 0, 0]) == pytest.approx(float(standardised(RED)[0]))
 
 
 def test_locate_gives_the_path(folder):
-    source = ImageFolder(folder / "train", size=8)
+    source = Images(ImageFolder(folder / "train"), size=8)
     assert source.locate(3) == str(folder / "train" / "zebra" / "2.JPEG")
 
 
 def test_the_labels_of_a_split_are_those_of_the_training_classes(folder):
-    source = ImageFolder(folder / "val", size=8, classes=["ant", "zebra"])
+    source = ImageFolder(folder / "val", classes=["ant", "zebra"])
     assert source.labels.tolist() == [1]
 
 
@@ -258,38 +259,38 @@ def test_a_missing_split_says_what_is_there(folder):
     with pytest.raises(
         ValueError, match=r"no folder .*test; expected ROOT/train.*found train, val"
     ):
-        ImageFolder(folder / "test", size=8)
+        ImageFolder(folder / "test")
 
 
 def test_a_missing_root_says_so(folder):
     with pytest.raises(ValueError, match="found nothing in"):
-        ImageFolder(folder / "nowhere" / "train", size=8)
+        ImageFolder(folder / "nowhere" / "train")
 
 
 def test_a_split_without_classes(tmp_path):
     with pytest.raises(ValueError, match=r"has no class folders; expected .*/CLASS/IMAGE"):
-        ImageFolder(tmp_path, size=8)
+        ImageFolder(tmp_path)
 
 
 def test_classes_without_images(tmp_path):
     (tmp_path / "ant").mkdir()
     with pytest.raises(ValueError, match=r"holds no images \(.*\.png"):
-        ImageFolder(tmp_path, size=8)
+        ImageFolder(tmp_path)
 
 
 def test_a_class_that_training_has_not(folder):
     (folder / "val" / "yak").mkdir()
     with pytest.raises(ValueError, match=r"classes that the training split has not: \['yak'\]"):
-        ImageFolder(folder / "val", size=8, classes=["ant", "zebra"])
+        ImageFolder(folder / "val", classes=["ant", "zebra"])
 
 
 def test_a_corrupt_image_is_found_in_its_batch_and_named(folder):
     (folder / "train" / "zebra" / "1.png").write_bytes(b"not an image")
-    source = ImageFolder(folder / "train", size=8)
+    source = Images(ImageFolder(folder / "train"), size=8)
     with pytest.raises(ExampleError, match=r"example 2 \(.*zebra/1\.png\) cannot be fetched"):
         fetch_batch(source, torch.arange(5))
 
 
 def test_hidden_folders_are_no_classes(folder):
     (folder / "train" / ".ipynb_checkpoints").mkdir()
-    assert ".ipynb_checkpoints" not in ImageFolder(folder / "train", size=8).classes
+    assert ".ipynb_checkpoints" not in Images(ImageFolder(folder / "train"), size=8).classes
