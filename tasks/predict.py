@@ -49,7 +49,7 @@ def predict(
     make_folder(where, "output_dir")
     taken: set[str] = set()
     for path in images:
-        prediction = make(run, config, rgb(path))
+        prediction = make(run, config, rgb(path, upright=True))
         ends = {kind: _end(kind, values) for kind, values in prediction.arrays.items()}
         stem = _free(Path(path).stem, [".png", *ends.values()], taken)
         figure = where / f"{stem}.png"

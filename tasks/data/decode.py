@@ -5,13 +5,14 @@ A file that holds something else is refused, not converted. Every error names th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
@@ -26,8 +27,13 @@ class _Stored(NamedTuple):
     maximum: int  # of the values of a PGM that decoding would scale; else 255
 
 
-def rgb(path: str | Path) -> Tensor:
+def rgb(path: str | Path, *, upright: bool = False) -> Tensor:
     """``[3, H, W]`` uint8, of any file of 8 bits a channel.
+
+    Args:
+        path: of the file.
+        upright: turned as the camera noted that it was held (EXIF), as viewers show it; False for
+            the pixels in the order of the file, which are those that labels beside it are of.
 
     Raises:
         ValueError: the file cannot be read, or holds deeper pixels.
@@ -35,6 +41,10 @@ def rgb(path: str | Path) -> Tensor:
     image, stored = _decoded(path)
     if stored.mode[0] in "IF":  # converting would cut their values off at 255
         raise _refused(path, stored, "an image of 8 bits a channel")
+    if upright:
+        # A note that cannot be read turns nothing, in viewers too.
+        with contextlib.suppress(Exception):
+            image = ImageOps.exif_transpose(image)
     return V.pil_to_tensor(image.convert("RGB"))
 
 
