@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.tasks.data.folder import DEVIATION, MEAN
+from attent.tasks.data.pixels import DEVIATION, MEAN
 
 HIDDEN = 0.93
 """Shade of pixels of which nothing is shown; near white, which no class of the palettes is."""

@@ -14,10 +14,9 @@ from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
 from attent.tasks.data.dense_view import IGNORED, View
-from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.joint import is_integer, one_key_each
 from attent.tasks.data.multimodal import Reader, check_domains
-from attent.tasks.data.pixels import Standardize
+from attent.tasks.data.pixels import DEVIATION, MEAN, Standardize
 
 CHANNELS = {
     "depth": 1,

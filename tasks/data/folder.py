@@ -11,9 +11,6 @@ from torchvision.transforms.v2 import functional as V
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, per channel, for pixels in [0, 1]."""
-
 
 class ImageFolder:
     """A reader of the images of one split, decoded when they are asked for.

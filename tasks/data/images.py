@@ -15,10 +15,9 @@ from torchvision.transforms.v2 import functional as V
 from torchvision.tv_tensors import Image
 
 from attent.pipeline.keyed import fold
-from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.joint import JointView, one_key_each
 from attent.tasks.data.multimodal import Reader
-from attent.tasks.data.pixels import Standardize
+from attent.tasks.data.pixels import DEVIATION, MEAN, Standardize
 from attent.tasks.data.randaugment import STRONGEST, rand_augment
 
 

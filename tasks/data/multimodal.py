@@ -13,9 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
-from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.joint import JointView, is_integer, one_key_each
-from attent.tasks.data.pixels import Standardize
+from attent.tasks.data.pixels import DEVIATION, MEAN, Standardize
 
 DOMAINS = {
     "rgb": "[3, H, W] uint8",

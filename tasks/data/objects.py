@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as V
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, Mask
 
 from attent.pipeline.keyed import uniforms
-from attent.tasks.data.folder import DEVIATION, MEAN
+from attent.tasks.data.pixels import DEVIATION, MEAN
 
 # Which of a key's numbers is for what.
 _FLIP, _SCALE, _TOP, _LEFT, _DRAWS = range(5)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images, per channel, for pixels in [0, 1]."""
+
 
 class Standardize:
     """Each channel by its mean and deviation.

@@ -15,8 +15,8 @@ from pycocotools.cocoeval import COCOeval
 from attent.pipeline import example_keys
 from attent.pipeline.source import ExampleError, fetch_batch
 from attent.tasks.data.coco import Coco
-from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.objects import ObjectView, Scene, batch_of
+from attent.tasks.data.pixels import DEVIATION, MEAN
 from attent.tasks.data.scene_objects import SceneObjects
 from attent.tasks.data.scenes import Scenes
 

@@ -12,9 +12,10 @@ from sklearn.datasets import load_digits
 from attent.pipeline import ExampleError
 from attent.pipeline.source import fetch_batch
 from attent.tasks.data.digits import digits
-from attent.tasks.data.folder import DEVIATION, MEAN, ImageFolder
+from attent.tasks.data.folder import ImageFolder
 from attent.tasks.data.images import Images
 from attent.tasks.data.npz import npz
+from attent.tasks.data.pixels import DEVIATION, MEAN
 
 # --- digits
 

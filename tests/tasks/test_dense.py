@@ -15,7 +15,7 @@ from attent.pipeline.source import fetch_batch
 from attent.pipeline.stream import Loading, Stream
 from attent.tasks.data.dense import CHANNELS, Dense
 from attent.tasks.data.dense_view import DenseView, DepthView, Jitter, SegmentView
-from attent.tasks.data.folder import DEVIATION, MEAN
+from attent.tasks.data.pixels import DEVIATION, MEAN
 from attent.tasks.data.scenes.layout import SEMANTIC_CLASSES, SKY
 from attent.tasks.data.scenes.source import Scenes as Rendered
 

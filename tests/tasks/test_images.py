@@ -13,9 +13,10 @@ from torchvision.tv_tensors import Image
 
 from attent.pipeline import Loading, example_keys, fold
 from attent.pipeline.stream import Stream
-from attent.tasks.data.folder import DEVIATION, MEAN, ImageFolder
+from attent.tasks.data.folder import ImageFolder
 from attent.tasks.data.images import Augmentation, Images
 from attent.tasks.data.joint import JointView
+from attent.tasks.data.pixels import DEVIATION, MEAN
 from attent.tasks.data.randaugment import rand_augment
 
 

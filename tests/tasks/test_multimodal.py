@@ -15,9 +15,9 @@ from torchvision.tv_tensors import Image, Mask
 from attent.pipeline import ExampleError, example_keys, fold
 from attent.pipeline.source import fetch_batch
 from attent.pipeline.stream import Loading, Stream
-from attent.tasks.data.folder import DEVIATION, MEAN
 from attent.tasks.data.joint import JointView
 from attent.tasks.data.multimodal import Multimodal
+from attent.tasks.data.pixels import DEVIATION, MEAN
 
 DOMAINS = ("rgb", "depth", "semseg")
 WRAPPED = {"rgb": Image, "depth": Image, "semseg": Mask}
