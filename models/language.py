@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from attent.models.packing import pack
 from attent.models.token_losses import (
     is_plain,
     plain_token_losses,
@@ -43,9 +44,10 @@ class LanguageModel(nn.Module):
     """A causal language model as it is trained: the loss of each supervised token.
 
     Rows are padded on the right: with a causal mask no token sees padding, so that no other mask is
-    needed and positions count from 0. The head is applied to supervised tokens alone, a chunk at a
-    time (`token_losses`), but to all at once where it is being differentiated by example: under
-    vmap, or where ``watched`` says that its own gradient is listened for.
+    needed and positions count from 0; or they are packed into fewer rows (``lengths``). The head is
+    applied to supervised tokens alone, a chunk at a time (`token_losses`), but to all at once where
+    it is being differentiated by example: under vmap, or where ``watched`` says that its own
+    gradient is listened for.
 
     Args:
         causal: a causal model of transformers, or such a one with adapters of peft.
@@ -78,6 +80,7 @@ class LanguageModel(nn.Module):
         labels: Tensor,
         measure: Literal["loss", "error"] = "loss",
         watched: Callable[[Tensor], bool] | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """What is measured of each token that a token before it predicts.
 
@@ -87,25 +90,44 @@ class LanguageModel(nn.Module):
             measure: ``loss``: cross-entropy in nats; ``error``: the square of its gradient by the
                 logits, without a graph.
             watched: whether somebody listens for the gradient of a tensor.
+            lengths: ``[B]``, tokens of each row: pack them into fewer rows. Gradients by example
+                are then not to be had of the rows.
 
         Returns:
             ``[B, T - 1]`` float32, 0 where there is no label.
         """
-        inner = self.inner
-        hidden = inner.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-        target, head = labels[:, 1:], inner.get_output_embeddings()
-        if measure == "loss" and (_transformed() or (watched and watched(head.weight))):
-            measured = plain_token_losses(self._logits(hidden), target, IGNORED)
+        hidden, at = self._hidden(input_ids, lengths)
+        target, head = labels[:, 1:], self.inner.get_output_embeddings()
+        if (
+            at is None
+            and measure == "loss"
+            and (_transformed() or (watched and watched(head.weight)))
+        ):
+            measured = plain_token_losses(self._logits(hidden[:, :-1]), target, IGNORED)
         else:
-            places = (target.flatten() != IGNORED).nonzero().squeeze(1)
-            rows = hidden.flatten(0, 1).index_select(0, places)
-            words = target.flatten()[places]
-            values = self._measured(rows, words, head, measure)
-            empty = values.new_zeros(target.numel())
-            measured = empty.index_put((places,), values).view(target.shape)
+            learned = target != IGNORED
+            before = learned.new_zeros(labels.shape)
+            before[:, :-1] = learned
+            places = before.flatten().nonzero().squeeze(1)
+            rows = hidden.flatten(0, 1).index_select(0, places if at is None else at[places])
+            values = self._measured(rows, target[learned], head, measure)
+            empty = values.new_zeros(target.shape)
+            measured = empty.index_put((learned.nonzero(as_tuple=True)), values)
         if self.training and self.orthogonality:
             measured = measured + self._penalty() * (target != IGNORED)
         return measured
+
+    def _hidden(self, input_ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The last hidden states, and where each token's is among all if they are packed."""
+        model = self.inner.base_model
+        if lengths is None:
+            return model(input_ids=input_ids, use_cache=False).last_hidden_state, None
+        packed = pack(lengths, input_ids.shape[1])
+        there = torch.arange(input_ids.shape[1], device=lengths.device) < lengths[:, None]
+        states = model(
+            input_ids=packed.put(input_ids, there), position_ids=packed.positions, use_cache=False
+        )
+        return states.last_hidden_state, packed.at.flatten()
 
     def _measured(self, rows: Tensor, words: Tensor, head: Any, measure: str) -> Tensor:
         if not len(rows):
@@ -144,11 +166,15 @@ class LanguageModel(nn.Module):
         return self.orthogonality * torch.stack(found).mean()
 
     @torch.no_grad()
-    def check(self) -> None:
+    def check(self, *, packing: bool = False) -> None:
         """Hold the losses against those of the model's own logits.
 
+        Args:
+            packing: hold those of packed rows against them too.
+
         Raises:
-            ValueError: this family makes its logits in a way that is not known here.
+            ValueError: this family makes its logits in a way that is not known here, or its tokens
+                see other texts of their row.
         """
         device = next(self.causal.parameters()).device
         size = min(int(self.inner.config.vocab_size), 8)
@@ -157,13 +183,34 @@ class LanguageModel(nn.Module):
         self.eval()
         logits = self.inner(input_ids=ids, use_cache=False).logits[:, :-1]
         expected = plain_token_losses(logits, ids[:, 1:], IGNORED)
-        close = torch.allclose(self(ids, ids), expected, rtol=1e-2, atol=1e-2)
-        self.train(mode)
-        if not close:
+        name = type(self.inner).__name__
+        if not torch.allclose(self(ids, ids), expected, rtol=1e-2, atol=1e-2):
             raise ValueError(
-                f"{type(self.inner).__name__} makes its logits in a way that is not known here: "
-                "the losses of its tokens are not those of its own forward"
+                f"{name} makes its logits in a way that is not known here: the losses of its "
+                "tokens are not those of its own forward"
             )
+        if packing and not self._packs(ids):
+            raise ValueError(
+                f"packing: {name} lets the texts of a row see each other, whatever their positions "
+                "say; leave packing false"
+            )
+        self.train(mode)
+
+    def _packs(self, ids: Tensor) -> bool:
+        """Whether texts of one row have the hidden states that they have alone."""
+        width = ids.shape[1]
+        three = torch.cat([ids, ids.flip(1), ids.roll(1, 1)])
+        lengths = torch.tensor([width, width // 2, width - width // 2], device=ids.device)
+        try:
+            hidden, at = self._hidden(three, lengths)
+        except TypeError:  # that knows no position_ids
+            return False
+        assert at is not None
+        there = (torch.arange(width, device=ids.device) < lengths[:, None]).flatten()
+        packed = hidden.flatten(0, 1)[at][there].float()
+        alone = self._hidden(three, None)[0].flatten(0, 1)[there].float()
+        near = 1e-4 if hidden.dtype == torch.float32 else 3e-2
+        return bool((packed - alone).norm() <= near * alone.norm())
 
 
 def _transformed() -> bool:
@@ -268,12 +315,13 @@ def with_adapters(
     alpha: float = 128,
     dropout: float = 0.0,
     target_modules: str | Sequence[str] = "all-linear",
+    head: Sequence[str] | None = None,
     total_steps: int | None = None,
 ) -> nn.Module:
     """The model with adapters by peft, alone trainable; ``full`` leaves it as it is.
 
     Args:
-        causal: from `build_causal`.
+        causal: from `build_causal`, or a classifier.
         adapter: ``lora`` (Hu et al., ICLR 2022), ``dora`` (Liu et al., ICML 2024) or ``adalora``
             (Zhang et al., ICLR 2023: singular values and orthogonal factors, at a fixed rank: its
             allocation of ranks keeps a state of its own and is not done here).
@@ -282,6 +330,7 @@ def with_adapters(
         dropout: of its input, in [0, 1).
         target_modules: names of the layers, ``q_proj,v_proj`` or a list; ``all-linear`` for all but
             the head.
+        head: of a classifier, the modules that are trained beside the adapters, all of them.
         total_steps: of AdaLoRA.
 
     Raises:
@@ -298,7 +347,8 @@ def with_adapters(
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "target_modules": targets,
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
+        "modules_to_save": None if head is None else list(head),
     }
     if adapter == "adalora":
         config: Any = AdaLoraConfig(

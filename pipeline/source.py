@@ -23,7 +23,8 @@ class Source(Protocol):
       as a crop of a large picture. All randomness comes from ``keys`` (``[B]`` int64, one for each
       example and pass). What is cheap on a batch belongs in the task's ``view``;
     - ``lengths``, ``[N]`` integers, where a batch is as long as the longest of its examples: it is
-      then made of examples of similar length (`attent.pipeline.stream.bucketed_order`).
+      then made of examples of similar length (`attent.pipeline.stream.bucketed_order`), unless
+      ``bucketed`` is False: where the task packs a batch, any will do.
     """
 
     def __len__(self) -> int:
@@ -128,6 +129,11 @@ def lengths_of(source: Source) -> Tensor | None:
             f"be whole numbers of [{len(source)}]"
         )
     return lengths.cpu()
+
+
+def buckets_of(source: Source) -> Tensor | None:
+    """The lengths by which batches of a source are made, ``[N]``; None where they are not."""
+    return lengths_of(source) if getattr(source, "bucketed", True) else None
 
 
 def fetch_batch(source: Source, index: Tensor, keys: Tensor | None = None) -> TensorDict:

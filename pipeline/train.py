@@ -20,7 +20,7 @@ from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
 from attent.pipeline.plan import spent
-from attent.pipeline.source import Source, augments, lengths_of
+from attent.pipeline.source import Source, augments, buckets_of, lengths_of
 from attent.pipeline.stage import Stage
 from attent.pipeline.step import Compute, Seen, Step
 from attent.pipeline.stream import Loading, Stream, bucketed_order, keyed_order
@@ -352,7 +352,7 @@ class _OpenStream:
         self.source = source
         self.batch_size = batch_size
         self.loading = loading
-        self.lengths = lengths_of(source)
+        self.lengths, self.buckets = lengths_of(source), buckets_of(source)
         self._stream: Stream | None = None
         self._mask: Tensor | None = None
         self._order = torch.empty(0, dtype=torch.int64)
@@ -366,10 +366,10 @@ class _OpenStream:
         self._pass = (seed, passes, room.end, room.budget, mask.data_ptr(), mask._version)
         if self._stream is None or self._at != (*self._pass, room.offset):
             key = fold(seed, "order", passes)
-            if self.lengths is None:
+            if self.buckets is None:
                 order = keyed_order(mask.cpu(), key)
             else:
-                order = bucketed_order(mask.cpu(), key, self.lengths, self.batch_size)
+                order = bucketed_order(mask.cpu(), key, self.buckets, self.batch_size)
             if len(order) < room.end:
                 raise ValueError(
                     f"the mask selects {len(order)} examples, but plan/size asks for {room.end}"

@@ -71,6 +71,7 @@ class Instructions:
         prompt: str = PROMPT,
         max_length: int = 512,
         learned: Literal["response", "all"] = "response",
+        bucketed: bool = True,
     ) -> None:
         if fields is not None and len(fields) != 2:
             raise ValueError(f"dataset_field names a query and a response, not {list(fields)}")
@@ -78,7 +79,7 @@ class Instructions:
             raise ValueError(f"prompt must hold {{instruction}}, got {prompt!r}")
         if max_length < 2:
             raise ValueError(f"model_max_length is at least 2, got {max_length}")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.bucketed = tokenizer, bucketed
         self.dropped: list[Dropped] = []
         self.rows: list[Row] = []
         ids: list[Tensor] = []

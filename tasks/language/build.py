@@ -68,10 +68,9 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
     )
     if config.bits >= 16:  # what is quantised stays where it was loaded
         model.to(device)
-    model.check()
-    run = assemble(
-        config, InstructionTuning(model), source, held_out, frozen=config.adapter == "full"
-    )
+    model.check(packing=config.packing)
+    task = InstructionTuning(model, packing=config.packing)
+    run = assemble(config, task, source, held_out, frozen=config.adapter == "full")
     return dataclasses.replace(run, notes=notes_of(source, held_out))
 
 
@@ -88,6 +87,7 @@ def load_data(config: InstructConfig) -> tuple[Instructions, Instructions]:
         "prompt": config.prompt,
         "max_length": config.model_max_length,
         "learned": config.supervise,
+        "bucketed": not config.packing,
     }
     return Instructions(train, tokenizer, **options), Instructions(val, tokenizer, **options)
 

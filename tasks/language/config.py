@@ -21,6 +21,9 @@ from attent.tasks.text.config import AdapterConfig, RowsConfig, check_text, idle
 FRESH = "llama:"
 """How the name of a model begins that is made anew."""
 
+PACKED_SIGNALS = ("loss", "output_grad_norm")
+"""What can be measured of rows that are packed together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig, RunConfig):
@@ -48,6 +51,9 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         bits: of the frozen weights: 32; on a GPU 16 (bfloat16), 8 or 4 (bitsandbytes).
         activation_checkpointing: compute activations again in the backward, to save memory.
         logits_chunk: tokens whose logits are held at once; null for 16 MiB of them.
+        packing: put the rows of a batch, of any lengths, end to end in fewer rows, none of them
+            seeing another, instead of building batches of rows of similar length; with signals
+            loss and output_grad_norm.
         num_samples: held-out rows that are answered in the report.
         max_new_tokens: of each such answer.
     """
@@ -65,6 +71,7 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
     bits: int = 32
     activation_checkpointing: bool = False
     logits_chunk: int | None = None
+    packing: bool = False
     num_samples: int = 4
     max_new_tokens: int = 96
     score_length: Literal["mean", "sqrt", "sum"] = "mean"
@@ -94,6 +101,11 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         if self.score_length != "mean" and self.observed:
             raise ConfigError(
                 f"score_length: {self.score_length} is of scores that are measured: scores: fresh"
+            )
+        if self.packing and self.asks_scores and self.signal not in PACKED_SIGNALS:
+            raise ConfigError(
+                f"packing: in packed rows there is no gradient of one example, which {self.signal} "
+                f"is made of; take signal {' or '.join(PACKED_SIGNALS)}, or leave packing false"
             )
         if self.adapter == "adalora" and self.observed == "grad_norm":
             raise ConfigError(

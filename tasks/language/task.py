@@ -28,11 +28,15 @@ class Perplexity(MeanMetric):
 class InstructionTuning:
     """The task of saying what a response says, token by token.
 
-    A batch holds ``input_ids`` ``[B, T]`` int64, padded on the right, and ``labels`` ``[B, T]``
-    int64: the same ids where they are learned from, -100 elsewhere.
+    A batch holds ``input_ids`` ``[B, T]`` int64, padded on the right; ``labels`` ``[B, T]`` int64,
+    the same ids where they are learned from and -100 elsewhere; and, to be packed, ``length``
+    ``[B]``.
 
     Args:
         model: gives the loss of each token.
+        packing: put the rows of a batch end to end in fewer (`attent.models.packing`): the same
+            losses, without padding, for batches of any lengths. Gradients by example are not to be
+            had then, only those by the output.
 
     The loss of a row is the sum of the losses of its supervised tokens in nats, divided by their
     number; 0 where there is none. Neither padding nor the batch's other rows nor its length have a
@@ -44,8 +48,9 @@ class InstructionTuning:
 
     name = "instruction tuning"
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, packing: bool = False) -> None:
         self.model: nn.Module = model
+        self.packing = packing
 
     @property
     def transformer(self) -> Any:
@@ -58,7 +63,7 @@ class InstructionTuning:
 
     def forward(self, model: Any, batch: TensorDict) -> Tensor:
         """The loss of each token but the first, ``[B, T - 1]`` float32, 0 where none is learned."""
-        return model(batch["input_ids"], batch["labels"], "loss", listening_for)
+        return model(batch["input_ids"], batch["labels"], "loss", listening_for, self._sizes(batch))
 
     def losses(self, output: Tensor, batch: TensorDict) -> Tensor:
         """Mean loss over each row's supervised tokens in nats, ``[B]``."""
@@ -74,8 +79,13 @@ class InstructionTuning:
         ``sqrt(sum_t || softmax(z_t) - onehot(y_t) ||^2) / n`` over its n supervised tokens: in
         closed form, so that no gradient of all logits is held.
         """
-        squares = model(batch["input_ids"], batch["labels"], "error").sum(dim=1)
+        ids, labels, sizes = batch["input_ids"], batch["labels"], self._sizes(batch)
+        squares = model(ids, labels, "error", lengths=sizes).sum(dim=1)
         return squares.sqrt() / self.targets(batch).clamp(min=1)
+
+    def _sizes(self, batch: TensorDict) -> Tensor | None:
+        """By which rows are packed, ``[B]``; None where they are not."""
+        return batch["length"] if self.packing and len(batch) > 1 else None
 
     def metrics(self) -> dict[str, Any]:
         """Fresh ``perplexity`` and ``loss``."""

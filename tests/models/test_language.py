@@ -33,6 +33,7 @@ from attent.models.language import (
     train_tokenizer,
     with_adapters,
 )
+from attent.models.packing import pack
 from attent.models.token_losses import (
     plain_token_losses,
     token_errors,
@@ -114,6 +115,39 @@ def test_gradients_are_those_of_the_models_own_logits(name, frozen_head):
     found = torch.autograd.grad((scale * model(ids, labels)).sum(), trained, allow_unused=True)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_texts_have_the_losses_and_gradients_that_they_have_alone(name):
+    model = made(name, chunk=4)
+    lengths = (9, 5, 4, 2, 6)
+    ids, labels = texts(lengths, (3, 1, 2, 1, 4))
+    model.check(packing=True)
+    plain, packed = model(ids, labels), model(ids, labels, lengths=torch.tensor(lengths))
+    assert pack(torch.tensor(lengths), 9).rows == 3
+    torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)
+    scale = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])[:, None]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad((scale * plain).sum(), trained, allow_unused=True)
+    found = torch.autograd.grad((scale * packed).sum(), trained, allow_unused=True)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    errors = model(ids, labels, "error", lengths=torch.tensor(lengths))
+    torch.testing.assert_close(errors, model(ids, labels, "error"), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_model_whose_packed_texts_see_each_other_is_refused(fresh):
+    model = LanguageModel(FAMILIES["llama"]()) if fresh else made()
+    own = model.inner.model.forward
+
+    def deaf(*args, position_ids=None, **kwargs):
+        return own(*args, **kwargs)
+
+    model.inner.model.forward = deaf
+    model.check()
+    with pytest.raises(ValueError, match="packing: LlamaForCausalLM lets the texts of a row see"):
+        model.check(packing=True)
 
 
 def test_a_model_whose_logits_are_unknown_is_refused():

@@ -170,6 +170,14 @@ def test_a_pass_is_in_batches_of_similar_length_each_example_once():
     assert sorted(spread)[5] < sorted(apart)[5] / 4
 
 
+def test_a_source_whose_batches_are_packed_is_drawn_as_if_it_had_no_lengths():
+    task, source, bare = TinyTask(), Texts(61), Texts(61)
+    source.bucketed, bare.lengths = False, None
+    for some in (source, bare):
+        fit(simple(task, some), initial_state(TinyTask(), some, seed=2))
+    assert source.asked == bare.asked
+
+
 def test_a_train_stage_with_lengths_keeps_the_laws():
     task, source = TinyTask(dropout=0.3, noise=0.3), Texts(20)
     stage = train(task, source, optimizer=adamw(0.05), step=Step(batch_size=4), steps=3)

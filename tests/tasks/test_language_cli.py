@@ -108,7 +108,9 @@ def test_the_methods_own_command_line_trains_and_selects(tuned):
     rows = len(state["mask"])
     assert 45 < rows < 60  # a tenth is held out, by key
     assert int(state["mask"].sum()) == int(0.7 * rows + 1e-6)
-    assert int(state["plan", "budget"]) == 3 * rows
+    budget = int(state["plan", "budget"])
+    assert budget == 3 * int(state["plan", "pass_tokens"])
+    assert budget <= int(state["clock", "tokens"]) < budget + 96
     found = [
         line.get("val_perplexity") for line in map(json.loads, tuned.log.read_text().splitlines())
     ]
@@ -291,6 +293,9 @@ def test_all_of_a_model_made_anew_is_written_as_transformers_loads_it(data, tmp_
          "initial_interval": 1},
         {"method": "attent_complex", "signal": "grad_norm", "scores": "observed",
          "total_cycles": 1, "epochs": 4, "initial_interval": 1},
+        {"method": "attent_simple", "signal": "output_grad_norm", "scores": "fresh",
+         "packing": True, "score_length": "sum"},
+        {"method": "attent_simple", "reselect": True, "signal": "grad_norm", "budget": "examples"},
         {"bf16": True, "accumulate": 2, "activation_checkpointing": True},
     ],
     ids=str,
@@ -385,6 +390,8 @@ def test_other_data_may_be_held_out(data, released, tmp_path):
         ({"layer_decay": 0.5}, "layer_decay must be 1 for language models"),
         ({"max_held_out": 0}, "max_held_out must be at least 1, or null"),
         ({"pretrain_epochs": -1}, "pretrain_epochs must be at least 0"),
+        ({"packing": True, "signal": "grad_norm"}, "in packed rows there is no gradient of one"),
+        ({"score_length": "sum"}, "score_length: sum is of scores that are measured"),
         (
             {"adapter": "adalora", "method": "attent_complex", "scores": "observed",
              "signal": "grad_norm"},
