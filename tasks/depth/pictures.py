@@ -11,7 +11,13 @@ from torch import Tensor
 from attent.tasks.build import Run
 from attent.tasks.command import Prediction
 from attent.tasks.depth.task import NEAREST, DenseRegression
-from attent.tasks.finetuning.pictures import of_held_out, of_photograph
+from attent.tasks.finetuning.pictures import (
+    of_held_out,
+    of_photograph,
+    resized,
+    shown,
+    side_by_side,
+)
 from attent.tasks.grid import Column, colours, grid, of_numbers
 
 
@@ -47,19 +53,16 @@ def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
         image: ``[3, H, W]`` uint8.
 
     Returns:
-        A figure, and ``map`` ``[C, h, w]`` float32 at the size at which the model sees it.
+        A figure, of the first channel, and ``map`` ``[C, H, W]`` float32.
     """
     assert isinstance(run.task, DenseRegression)
-    shown, found = of_photograph(run, image)
-    values = found.numpy()
+    found = of_photograph(run, image)
+    small = shown(image)
+    values = resized(found, *small.shape[-2:])[0].numpy()
+    figure, left, right = side_by_side(small, below=0.7)
+    drawn = right.imshow(values, **of_numbers(values))
     unit = "metres" if run.task.depth else config.target
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.imshow(shown.permute(1, 2, 0).numpy())
-    drawn = right.imshow(values[0], **of_numbers(values[0]))
-    figure.colorbar(drawn, ax=right, label=unit, shrink=0.9)
-    for ax in (left, right):
-        ax.set_axis_off()
-    low, high = float(values[0].min()), float(values[0].max())
+    figure.colorbar(drawn, ax=[left, right], label=unit, location="bottom", shrink=0.5, aspect=40)
+    low, high = float(found[0].min()), float(found[0].max())
     words = f"{config.target} from {low:.3g} to {high:.3g}" + (" m" if run.task.depth else "")
-    return Prediction(figure=figure, words=words, arrays={"map": values})
+    return Prediction(figure=figure, words=words, arrays={"map": found.numpy()})

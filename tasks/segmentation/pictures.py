@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -12,12 +14,21 @@ from torch import Tensor
 from attent.tasks.build import Run
 from attent.tasks.command import Prediction
 from attent.tasks.data.scenes import SEMANTIC_CLASSES
-from attent.tasks.finetuning.pictures import of_held_out, of_photograph
+from attent.tasks.finetuning.pictures import (
+    of_held_out,
+    of_photograph,
+    resized,
+    shown,
+    side_by_side,
+)
 from attent.tasks.grid import Column, colours, grid, of_classes, palette
 from attent.tasks.segmentation.task import IGNORED, Segmentation
 
 OVER = 0.6
 """How much of the classes' colours covers a photograph."""
+
+KEYS, COLUMNS = 12, 4
+"""Classes of which the colours are told, the most frequent, and how many in a row."""
 
 
 def segmentations(run: Run) -> list[tuple[str, Figure, str]]:
@@ -49,30 +60,25 @@ def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
         image: ``[3, H, W]`` uint8.
 
     Returns:
-        A figure, and ``labels`` ``[h, w]`` uint8 at the size at which the model sees it.
+        A figure, and ``labels`` ``[H, W]`` uint8.
     """
     assert isinstance(run.task, Segmentation)
     names = SEMANTIC_CLASSES if config.data == "scenes" else ()
-    shown, classes = of_photograph(run, image)
-    picture, ids = shown.permute(1, 2, 0).numpy(), classes.numpy()
+    ids, small = of_photograph(run, image).byte(), shown(image)
     paint = palette(run.task.num_classes)
     scale = max(run.task.num_classes - 1, 1)
-    painted = paint(ids / scale)[..., :3]
-    counts = np.bincount(ids.ravel())
-    largest = [int(i) for i in np.argsort(-counts)[:12] if counts[i]]
-    labels = [f"{_name(i, names)} {counts[i] / ids.size:.0%}" for i in largest]
+    painted = paint(resized(ids, *small.shape[-2:]).numpy() / scale)[..., :3]
+    counts = torch.bincount(ids.flatten()).numpy()
+    largest = [int(i) for i in np.argsort(-counts)[:KEYS] if counts[i]]
+    labels = [f"{_name(i, names)} {counts[i] / ids.numel():.0%}" for i in largest]
     handles = [
         Patch(color=paint(i / scale), label=label) for i, label in zip(largest, labels, strict=True)
     ]
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.imshow(picture)
-    right.imshow((1 - OVER) * picture / 255 + OVER * painted)
-    for ax in (left, right):
-        ax.set_axis_off()
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    words = ", ".join(labels[:3])
-    return Prediction(figure=figure, words=words, arrays={"labels": ids.astype(np.uint8)})
+    figure, _, right = side_by_side(small, below=0.2 * math.ceil(len(labels) / COLUMNS) + 0.1)
+    right.imshow((1 - OVER) * small.permute(1, 2, 0).numpy() / 255 + OVER * painted)
+    key = {"loc": "outside lower center", "ncols": COLUMNS, "fontsize": 8, "frameon": False}
+    figure.legend(handles=handles, **key)
+    return Prediction(figure=figure, words=", ".join(labels[:3]), arrays={"labels": ids.numpy()})
 
 
 def _name(number: int, names: tuple[str, ...]) -> str:

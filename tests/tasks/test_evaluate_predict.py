@@ -202,10 +202,9 @@ def photographs(tmp_path) -> dict[str, Path]:
     return {path.stem: path for path in sorted((tmp_path / "photos").iterdir())}
 
 
-# The longer side is 32, the other in proportion: 40 x 64 is 20 x 32; 90 x 3 is 32 x 1.07.
 SIZES = {
-    "wide": (20, 32), "palette": (20, 32), "grey": (32, 20), "clear": (32, 32), "thin": (32, 1),
-    "dot": (32, 32),
+    "wide": (40, 64), "palette": (40, 64), "grey": (64, 40), "clear": (30, 30), "thin": (90, 3),
+    "dot": (1, 1),
 }  # fmt: skip
 
 
@@ -236,8 +235,7 @@ def test_depth_of_photographs(runs, attent, photographs):
     assert status == 0, err
     for line, name in zip(err.splitlines(), photographs, strict=True):
         depth = np.load(Path("d") / f"{name}_map.npy")
-        # The centre square, whatever the photograph's form.
-        assert (depth.shape, depth.dtype) == ((1, 32, 32), np.float32)
+        assert (depth.shape, depth.dtype) == ((1, *SIZES[name]), np.float32)
         assert np.isfinite(depth).all()
         low, high = map(float, re.findall(r"depth from (\S+) to (\S+) m", line)[0])
         assert (low, high) == pytest.approx((depth.min(), depth.max()), rel=0.01)
@@ -286,7 +284,7 @@ def test_pictures_of_one_name_are_told_apart(runs, attent, tmp_path):
     assert len({*figures, *arrays}) == 2 * len(names)
     for i, path in enumerate(arrays):
         with Image.open(path) as image:
-            assert image.size == (32, round((30 + i) * 32 / 40))
+            assert image.size == (40, 30 + i)
 
 
 def test_a_photograph_is_never_written_over(runs, attent, tmp_path):

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as V
+from torchvision.tv_tensors import Image as Picture
 
 from attent.tasks.data import decode
+from attent.tasks.data.dense_view import DepthView
+from attent.tasks.finetuning.pictures import _along, of_held_out, resized, shown, side_by_side
+from attent.tasks.run import load_trained
 from tests.tasks.finetuned import picture, save, trained
 
 ORIENTATION = 0x0112
@@ -66,3 +71,65 @@ def test_a_phones_photograph_is_predicted_upright(attent, tmp_path, command):
     (path,) = Path("run/predictions").glob("viewed_*")
     other = path.with_name(path.name.replace("viewed", "phone"))
     assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("form", [(20, 57), (57, 20), (9, 10), (10, 9), (6, 6), (3, 40)])
+def test_views_along_a_photograph_make_a_map_of_all_of_it(form):
+    """Of a model that gives back what it is shown, seen half a view at a time."""
+    image = torch.from_numpy(picture(0, *form)).permute(2, 0, 1)
+    sizes = []
+
+    def echo(pictures: torch.Tensor) -> torch.Tensor:
+        sizes.extend([list(pictures.shape[1:])])
+        return pictures.float()
+
+    found = _along(echo, DepthView(size=10), image)
+    scale = 10 / min(form)
+    whole = [max(10, round(side * scale)) for side in form]
+    expected = V.resize(Picture(image), whole, antialias=True).as_subclass(torch.Tensor)
+    torch.testing.assert_close(found, expected.float())
+    assert all(size == [3, 10, 10] for size in sizes)
+
+
+def test_views_that_overlap_are_averaged_and_count_less_at_their_ends():
+    """Two views of 4 pixels, 2 apart, that say 0 and 10: (2 x 0 + 1 x 10) / 3, and (1, 2)."""
+
+    def numbered(pictures: torch.Tensor) -> torch.Tensor:
+        views = torch.arange(len(pictures)).reshape(-1, 1, 1, 1) * 10.0
+        return views.expand(-1, 1, *pictures.shape[-2:])
+
+    found = _along(numbered, DepthView(size=4), torch.zeros(3, 4, 6, dtype=torch.uint8))
+    row = torch.tensor([0, 0, 10 / 3, 20 / 3, 10, 10])
+    torch.testing.assert_close(found, row.expand(1, 4, 6))
+
+
+def test_depth_of_a_square_photograph_is_that_of_the_held_out_view(attent, tmp_path):
+    folder = trained("depth", tmp_path / "run", head="linear", epochs=1)
+    run, _ = load_trained(folder)
+    rgb = run.held_out.reader.read(1)["rgb"]
+    save(rgb.permute(1, 2, 0).numpy(), tmp_path / "one.png")
+    attent("predict", "run", "one.png")
+    _, predicted = of_held_out(run)
+    found = np.load("run/predictions/one_map.npy")
+    np.testing.assert_allclose(found, predicted[1], rtol=1e-4, atol=1e-5)
+
+
+def test_labels_and_numbers_at_another_size():
+    """Labels stay labels: those of the nearest pixels."""
+    ids = torch.tensor([[1, 7], [9, 3]])
+    assert resized(ids, 2, 4).tolist() == [[1, 1, 7, 7], [9, 9, 3, 3]]
+    assert resized(ids, 1, 1).tolist() == [[3]]
+    numbers = torch.tensor([[[0.0, 4.0]]])
+    assert resized(numbers, 1, 4).tolist() == [[[0.0, 1.0, 3.0, 4.0]]]
+
+
+@pytest.mark.parametrize("form", [(20, 60), (3000, 100), (30, 900), (2400, 2000)])
+def test_a_figure_has_the_form_of_its_photograph(form):
+    image = torch.zeros(3, *form, dtype=torch.uint8)
+    small = shown(image)
+    assert max(small.shape[1:]) == min(max(form), 1000)
+    figure, left, _ = side_by_side(small)
+    assert left.images[0].get_array().shape == (*small.shape[1:], 3)
+    width, height = figure.get_size_inches()
+    assert width == 9
+    assert 1.2 <= height <= 7
