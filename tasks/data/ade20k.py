@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,26 @@ NUM_CLASSES = 150
 
 _PLACES = {"rgb": ("images", ".jpg"), "semseg": ("annotations", ".png")}
 _SPLITS = {"train": "training", "val": "validation"}
+
+
+def class_names(root: str | Path) -> tuple[str, ...]:
+    """Names of the classes from 1 on, each by the first of its synonyms, as the release lists them.
+
+    The list is ``objectInfo150.txt``: a line of titles, then one for each class, its columns parted
+    by tabs, the number first and the synonyms last.
+
+    Args:
+        root: the data set's folder.
+
+    Returns:
+        `NUM_CLASSES` names; none if there is no such file or it does not name all of them.
+    """
+    path = Path(root) / "objectInfo150.txt"
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    rows = [line.strip().split("\t") for line in text.splitlines()[1:] if line.strip()]
+    named = {row[0].strip(): re.split("[,;]", row[-1])[0].strip() for row in rows}
+    numbers = [str(i) for i in range(1, NUM_CLASSES + 1)]
+    return tuple(named[i] for i in numbers) if named.keys() == set(numbers) else ()
 
 
 class ADE20K:

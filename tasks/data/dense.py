@@ -59,6 +59,7 @@ class Dense:
         target: one of `TARGETS`.
         num_classes: K, of target semseg, at most 255; None for other targets.
         reduce_zero_label: 0 is no class, and the classes are counted from 1.
+        class_names: of the K classes, in their order; none if they are not known.
         pseudo: inputs (depth, semseg) for which the reader's ``pseudo_`` domains are taken.
         num_semseg_classes: of input semseg, at most 255.
         semseg_stride: s; the input's label maps are ``[S/s, S/s]``, every s-th pixel of the view.
@@ -68,6 +69,7 @@ class Dense:
 
     Attributes:
         num_outputs: K, or the target's channels.
+        class_names: as above.
 
     Raises:
         ValueError: an option that is none or does not fit the others; a domain that the reader
@@ -83,6 +85,7 @@ class Dense:
         target: str,
         num_classes: int | None = None,
         reduce_zero_label: bool = False,
+        class_names: Sequence[str] = (),
         pseudo: Sequence[str] = (),
         num_semseg_classes: int = 133,
         semseg_stride: int = 4,
@@ -108,7 +111,12 @@ class Dense:
                 f"max_depth is above 0, and of a depth among inputs and target; got {max_depth} "
                 f"for inputs {list(inputs)} and target {target}"
             )
-        self.reduce_zero_label = reduce_zero_label
+        if class_names and (target != "semseg" or len(class_names) != self.num_outputs):
+            raise ValueError(
+                f"class_names are of the {num_classes} classes of target semseg; got "
+                f"{len(class_names)} for target {target}"
+            )
+        self.reduce_zero_label, self.class_names = reduce_zero_label, tuple(class_names)
         self.num_semseg_classes, self.semseg_stride = num_semseg_classes, semseg_stride
         self.max_depth = max_depth
         self.standardized = Standardize(mean, deviation)

@@ -30,6 +30,7 @@ class DenseData(NamedTuple):
     val: Reader
     num_classes: int | None  # of semseg, where the layout settles it
     reduce_zero_label: bool  # whether id 0 is no class
+    class_names: tuple[str, ...] = ()  # of semseg, where they are known
 
 
 def find_dense(
@@ -75,7 +76,8 @@ def find_dense(
         if layout == "ade20k":
             splits = [val or "val"] if held_out_only else [train or "train", val or "val"]
             photos = [ade20k.ADE20K(root, split, domains=domains) for split in splits]
-            return DenseData(layout, photos[0], photos[-1], ade20k.NUM_CLASSES, True)
+            names = ade20k.class_names(root)
+            return DenseData(layout, photos[0], photos[-1], ade20k.NUM_CLASSES, True, names)
         splits = _splits(root, layout, train, val, held_out_only)
         masks = [root / MASK] if layout == "taskonomy" else _masks(root, layout, splits)
         if measured and any(folder.is_dir() for folder in masks):
@@ -86,7 +88,8 @@ def find_dense(
     except ValueError as error:
         raise ConfigError(f"data of layout {layout} ({LAYOUTS[layout]}): {error}") from error
     if layout == "nyuv2":
-        return DenseData(layout, readers[0], readers[-1], nyuv2.NUM_CLASSES, True)
+        known = nyuv2.NUM_CLASSES, True, nyuv2.CLASSES
+        return DenseData(layout, readers[0], readers[-1], *known)
     return DenseData(layout, readers[0], readers[-1], None, False)
 
 

@@ -2,6 +2,8 @@
 
 References:
     Silberman et al., Indoor Segmentation and Support Inference from RGBD Images, ECCV 2012.
+    Gupta et al., Perceptual Organization and Recognition of Indoor Scenes from RGB-D Images, CVPR
+    2013 (the 40 classes).
 """
 
 from __future__ import annotations
@@ -11,7 +13,16 @@ from pathlib import Path
 
 from attent.tasks.data.paired_folder import PairedFolder
 
-NUM_CLASSES = 40
+CLASSES = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
+    "picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror",
+    "floor mat", "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel",
+    "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp",
+    "bathtub", "bag", "other structure", "other furniture", "other prop",
+)  # fmt: skip
+"""Names of the classes from 1 on (Gupta et al.)."""
+
+NUM_CLASSES = len(CLASSES)
 """Of pixels; label 0 is none of them, and they are counted from 1."""
 
 DEPTH_RANGE = 10.0

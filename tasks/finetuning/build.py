@@ -90,7 +90,7 @@ def readers_of(config: Any, target: str, *, held_out_only: bool = False) -> Dens
     if config.data == "scenes":
         _check_scenes(config, target)
         train, val = rendered_scenes(config, config.input_size)
-        return DenseData("scenes", train, val, len(SEMANTIC_CLASSES), False)
+        return DenseData("scenes", train, val, len(SEMANTIC_CLASSES), False, SEMANTIC_CLASSES)
     if not Path(config.data).exists():
         raise ConfigError(f"data: there is no {config.data}; it is 'scenes' or a folder")
     return find_dense(

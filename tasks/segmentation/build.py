@@ -63,6 +63,8 @@ def _sources(config: SegmentConfig, data: DenseData) -> tuple[Dense, Dense]:
             f"num_classes: a folder of the layout {data.layout} does not say; give it"
         )
     reduce = config.reduce_zero_label
+    reduce = data.reduce_zero_label if reduce is None else reduce
+    usual = (num_classes, reduce) == (data.num_classes, data.reduce_zero_label)
     view = SegmentView(
         size=config.input_size, scale=(config.scale_min, config.scale_max), hflip=config.hflip
     )
@@ -72,5 +74,6 @@ def _sources(config: SegmentConfig, data: DenseData) -> tuple[Dense, Dense]:
         view,
         target="semseg",
         num_classes=num_classes,
-        reduce_zero_label=data.reduce_zero_label if reduce is None else reduce,
+        reduce_zero_label=reduce,
+        class_names=data.class_names if usual else (),
     )

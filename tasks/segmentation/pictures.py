@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attent.tasks.build import Run
 from attent.tasks.command import Prediction
-from attent.tasks.data.scenes import SEMANTIC_CLASSES
+from attent.tasks.data.dense import Dense
 from attent.tasks.finetuning.pictures import (
     of_held_out,
     of_photograph,
@@ -63,14 +63,14 @@ def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
         A figure, and ``labels`` ``[H, W]`` uint8.
     """
     assert isinstance(run.task, Segmentation)
-    names = SEMANTIC_CLASSES if config.data == "scenes" else ()
+    names = class_names(run)
     ids, small = of_photograph(run, image).byte(), shown(image)
     paint = palette(run.task.num_classes)
     scale = max(run.task.num_classes - 1, 1)
     painted = paint(resized(ids, *small.shape[-2:]).numpy() / scale)[..., :3]
     counts = torch.bincount(ids.flatten()).numpy()
     largest = [int(i) for i in np.argsort(-counts)[:KEYS] if counts[i]]
-    labels = [f"{_name(i, names)} {counts[i] / ids.numel():.0%}" for i in largest]
+    labels = [f"{names[i]} {counts[i] / ids.numel():.0%}" for i in largest]
     handles = [
         Patch(color=paint(i / scale), label=label) for i, label in zip(largest, labels, strict=True)
     ]
@@ -81,5 +81,8 @@ def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
     return Prediction(figure=figure, words=", ".join(labels[:3]), arrays={"labels": ids.numpy()})
 
 
-def _name(number: int, names: tuple[str, ...]) -> str:
-    return names[number] if number < len(names) else f"class {number}"
+def class_names(run: Run) -> tuple[str, ...]:
+    """What the classes are called, those without a name by their number."""
+    assert isinstance(run.held_out, Dense)
+    known = run.held_out.class_names
+    return known or tuple(f"class {i}" for i in range(run.held_out.num_outputs))
