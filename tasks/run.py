@@ -291,10 +291,12 @@ def _same_run(command: str, config: Any, about: dict[str, Any], folder: RunFolde
             f"the checkpoint in {folder.checkpoints} is of {about.get('command')!r}, the run of "
             f"{command!r}"
         )
-    was, now = about["options"], json.loads(json.dumps(_result_options(config)))
-    changed = [
-        f"{name} {was.get(name)} -> {now[name]}" for name in now if was.get(name) != now[name]
-    ]
+    # An option that there was not yet had no other effect than its default.
+    was, now = (
+        json.loads(json.dumps(options))
+        for options in (_result_options(type(config)()) | about["options"], _result_options(config))
+    )
+    changed = [f"{name} {was[name]} -> {now[name]}" for name in now if was[name] != now[name]]
     if changed:
         raise ConfigError(
             f"{folder.config} was changed since the checkpoint was written: {', '.join(changed)}; "

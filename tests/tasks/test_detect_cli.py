@@ -199,7 +199,7 @@ def test_pretrained_weights_reach_the_encoder(tmp_path):
         ({"signal": "vmap_grad_norm"}, "signal vmap_grad_norm needs .*; take loss"),
         ({"signal": "last_layer"}, "signal last_layer needs a model whose rows are examples"),
         (
-            {"signal": "grad_norm", "scores": "observed"},
+            {"method": "attent_complex", "signal": "grad_norm", "scores": "observed"},
             "scores: observed records the loss here; signal is grad_norm",
         ),
         ({"compile": True}, "compile: regions differ in number"),

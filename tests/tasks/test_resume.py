@@ -229,6 +229,19 @@ def test_how_a_run_is_carried_out_may_change_on_resume(whole, begin):
     assert len(list(folder.checkpoints.glob("checkpoint-*"))) == 1
 
 
+def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(whole, begin):
+    folder = begin(50)
+    path = last_checkpoint(folder)
+    state, about = load_state(path)
+    del about["options"]["reselect"]
+    save_state(state, path, about)
+    options = yaml.safe_load(folder.config.read_text())
+    del options["reselect"]
+    folder.config.write_text(yaml.safe_dump(options))
+    resume(folder.path, silent)
+    assert_same_end(whole(), folder)
+
+
 def test_a_line_of_the_log_that_a_kill_cut_short_is_written_again(whole, begin):
     folder = begin(50)
     with folder.log.open("a") as file:
