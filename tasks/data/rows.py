@@ -1,4 +1,4 @@
-"""Rows of instruction data: JSON, JSON lines, parquet, or what `datasets` reads; each with a place.
+"""Rows of text: JSON, JSON lines, CSV, parquet, or what `datasets` reads; each with a place.
 
 A place is ``FILE row 17``, counted from 1, and goes into every message about that row.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from attent.pipeline.keyed import fold
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 OTHERS = re.compile(r"(val|validation|valid|test|dev|eval)([-_.].*)?$")
 """Files that are another split than ``train``."""
@@ -39,10 +39,10 @@ def read_rows(data: str, *, split: str = "train", sub_task: Sequence[str] = ()) 
     """The rows of a split.
 
     Args:
-        data: a file (.json: a list of objects, or one object a line; .jsonl; .parquet), a folder of
-            such files (named by split: ``train.json``, ``train-00000.parquet``; else all that no
-            other split is named by) or of a data set that `datasets` has saved, or the name of a
-            data set of the hub.
+        data: a file (.json: a list of objects, or one object a line; .jsonl; .csv with a line of
+            names; .parquet), a folder of such files (named by split: ``train.json``,
+            ``train-00000.parquet``; else all that no other split is named by) or of a data set that
+            `datasets` has saved, or the name of a data set of the hub.
         split: ``train``, or a part of a split: ``train[:1000]``, ``train[50%:]``.
         sub_task: folders of the data, each as ``NAME`` or ``NAME:COUNT`` for its first rows; all
             are taken together.
@@ -125,8 +125,8 @@ def part_of(rows: list[Row], start: str | None, stop: str | None) -> list[Row]:
 
 
 def _file(path: Path) -> list[Row]:
-    if path.suffix == ".parquet":
-        return _placed(_parquet(path), path)
+    if path.suffix in (".parquet", ".csv"):
+        return _placed(_table(path), path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"data: {path} must end in {', '.join(SUFFIXES)}")
     try:
@@ -166,14 +166,17 @@ def _lines(text: str, path: Path) -> list[Any]:
     return found
 
 
-def _parquet(path: Path) -> list[Any]:
+def _table(path: Path) -> list[Any]:
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
 
     try:
-        return parquet.read_table(path).to_pylist()
+        if path.suffix == ".parquet":
+            return parquet.read_table(path).to_pylist()
+        texts = csv.ParseOptions(newlines_in_values=True)
+        return csv.read_csv(path, parse_options=texts).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"data: {path} cannot be read as parquet: {error}") from error
+        raise ValueError(f"data: {path} cannot be read as {path.suffix[1:]}: {error}") from error
 
 
 def _folder(folder: Path, split: str) -> list[Row]:
@@ -210,7 +213,7 @@ def _saved(folder: Path, split: str) -> list[Row]:
         found = found[split]
     elif split != "train":
         raise ValueError(f"dataset_split: {folder} is one split, train, not {split}")
-    return _placed(list(found), folder)
+    return _placed(_named(found), folder)
 
 
 def _hub(data: str, split: str, sub_task: str) -> list[Row]:
@@ -224,7 +227,20 @@ def _hub(data: str, split: str, sub_task: str) -> list[Row]:
             f"data: there is no file or folder {data}, and datasets cannot load it: "
             f"{type(error).__name__}: {line[:300]}"
         ) from error
-    return _placed(list(found), data)
+    return _placed(_named(found), data)
+
+
+def _named(found: Any) -> list[Any]:
+    """The rows of a data set of `datasets`, classes by their names; null where there is none."""
+    import datasets
+
+    kinds = {n: kind for n, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)}
+    rows = list(found)
+    for row in rows:
+        for name, kind in kinds.items():
+            value = row[name]
+            row[name] = None if value is None or value < 0 else kind.int2str(value)
+    return rows
 
 
 def _placed(values: Sequence[Any], origin: Path | str) -> list[Row]:

@@ -9,7 +9,7 @@ import datasets
 import pyarrow as pa
 import pytest
 import torch
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from attent.models.language import IGNORED, train_tokenizer
 from attent.pipeline.source import fetch_batch
@@ -44,6 +44,8 @@ def write(path: Path, content=ALPACA) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         parquet.write_table(pa.Table.from_pylist(content), path)
+    elif path.suffix == ".csv":
+        csv.write_csv(pa.Table.from_pylist(content), path)
     elif path.suffix == ".jsonl":
         path.write_text("\n\n".join(json.dumps(row) for row in content) + "\n")
     else:
@@ -54,7 +56,7 @@ def write(path: Path, content=ALPACA) -> Path:
 FULL = [{"input": "", **row} for row in ALPACA]
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.parquet"])
 def test_a_file_of_each_kind(tmp_path, name):
     found = read_rows(str(write(tmp_path / name, FULL)))
     assert values(found) == FULL
@@ -129,6 +131,17 @@ def test_what_datasets_has_saved(tmp_path):
         read_rows(str(tmp_path / "one"), split="test")
 
 
+def test_classes_of_a_data_set_are_given_by_their_names(tmp_path):
+    kinds = datasets.Features(
+        {"n": datasets.Value("int64"), "k": datasets.ClassLabel(names=list("ab"))}
+    )
+    rows = [{"n": 1, "k": 1}, {"n": 2, "k": 0}, {"n": 3, "k": -1}, {"n": 4, "k": None}]
+    datasets.Dataset.from_list(rows, features=kinds).save_to_disk(tmp_path / "one")
+    found = [row.values for row in read_rows(str(tmp_path / "one"))]
+    assert [row["k"] for row in found] == ["b", "a", None, None]
+    assert [row["n"] for row in found] == [1, 2, 3, 4]
+
+
 def test_a_name_of_the_hub_is_given_to_datasets(monkeypatch):
     asked = []
 
@@ -160,7 +173,8 @@ def test_a_name_of_the_hub_is_given_to_datasets(monkeypatch):
         ("a.jsonl", '{"a": 1}\n3\n', r"a\.jsonl row 2 is a int; it must be an object"),
         ("a.parquet", "no parquet", r"a\.parquet cannot be read as parquet"),
         ("a.json", "[]", r"a\.json holds no rows in train"),
-        ("a.csv", "a,b", r"a\.csv must end in \.json, \.jsonl, \.parquet"),
+        ("a.csv", "a,b\n1,2\n3\n", r"a\.csv cannot be read as csv: .* Expected 2 col"),
+        ("a.tsv", "a,b", r"a\.tsv must end in \.json, \.jsonl, \.csv, \.parquet"),
     ],
 )
 def test_a_malformed_file_is_named_with_its_row(tmp_path, name, content, message):
@@ -168,6 +182,13 @@ def test_a_malformed_file_is_named_with_its_row(tmp_path, name, content, message
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_rows(str(path))
+
+
+def test_a_field_of_csv_may_hold_lines_commas_and_nothing(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"one, two\nthree",7\n"",8\nNA,9\n')
+    found = values(read_rows(str(tmp_path / "a.csv")))
+    assert [row["text"] for row in found] == ["one, two\nthree", "", "NA"]
+    assert [row["label"] for row in found] == [7, 8, 9]
 
 
 def test_text_that_is_not_utf8(tmp_path):
