@@ -18,6 +18,12 @@ from attent.tasks.data.pixels import DEVIATION, MEAN
 HIDDEN = 0.93
 """Shade of pixels of which nothing is shown; near white, which no class of the palettes is."""
 
+GOLDEN = 0.381966
+"""Of a turn: no number of such steps leads near where it began."""
+
+RICHNESS, BRIGHTNESS = (0.9, 0.6, 0.75), (0.9, 0.6, 0.75)
+"""Of the colours of many classes."""
+
 Column = tuple[str, np.ndarray, dict]
 """A title, a picture for each row, and the options of matplotlib's ``imshow``."""
 
@@ -29,12 +35,18 @@ def colours(pictures: Tensor) -> np.ndarray:
 
 
 def palette(classes: int) -> matplotlib.colors.Colormap:
-    """A colour for each class, those of few classes well apart."""
-    name = "tab10" if classes <= 10 else "tab20" if classes <= 20 else "gist_ncar"
-    found = matplotlib.colormaps[name]
+    """A colour for each class, asked by its number; those of classes in a row are well apart.
+
+    Data sets put their most frequent classes first, which then stand side by side in most pictures.
+    """
     if classes <= 20:
+        found = matplotlib.colormaps["tab10" if classes <= 10 else "tab20"]
         return matplotlib.colors.ListedColormap([found(i) for i in range(classes)])
-    return found.copy()
+    number = np.arange(classes)
+    turned = number * GOLDEN % 1  # hues of neighbours 137 degrees apart
+    rich, bright = np.array(RICHNESS)[number % 3], np.array(BRIGHTNESS)[number // 3 % 3]
+    hsv = np.stack([turned, rich, bright], axis=1)
+    return matplotlib.colors.ListedColormap(list(matplotlib.colors.hsv_to_rgb(hsv)))
 
 
 def of_classes(classes: int) -> dict:

@@ -9,6 +9,7 @@ import matplotlib.colors
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from attent.tasks.build import Run
 from attent.tasks.command import Prediction
 from attent.tasks.data.objects import Scene, batch_of
 from attent.tasks.detection.task import Detection
+from attent.tasks.finetuning.pictures import resized, shown, side_by_side
 from attent.tasks.grid import colours, palette
 
 SCENES = 6
@@ -31,6 +33,9 @@ LIKELY = 0.5
 
 SIDE = 320
 """Of a picture as it is drawn, in pixels at least: lines and words have to fit."""
+
+WIDE = 500
+"""Longer side of a photograph on which objects are drawn, in pixels: those of half a figure."""
 
 COVER = 0.45
 """How much of a mask's colour covers what is below."""
@@ -95,25 +100,29 @@ def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
         masks=torch.zeros(0, *image.shape[1:], dtype=torch.uint8),
         crowd=empty.bool(),
     )
-    shown = view(scene, None)
-    height, width = shown.size
-    batch = batch_of([shown], view.size).set("index", torch.zeros(1, dtype=torch.int64))
+    viewed = view(scene, None)
+    height, width = viewed.size
+    batch = batch_of([viewed], view.size).set("index", torch.zeros(1, dtype=torch.int64))
     (found,) = _found(run, batch)[1]
     found["masks"] = found["masks"][:, :height, :width]
+    scale = torch.tensor([image.shape[2] / width, image.shape[1] / height]).repeat(2)
+    found["boxes"] = found["boxes"] * scale
     likely = _likely(found)
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    for ax, some in zip(figure.subplots(1, 2), (None, likely), strict=True):
-        ax.set_axis_off()
-        if some is None:
-            ax.imshow(image.permute(1, 2, 0).numpy())
-        else:
-            ax.imshow(drawing(shown.image.float() / 255, some, source.classes))
+    figure, _, right = side_by_side(shown(image))
+    right.imshow(drawing(*_drawn(image, likely), source.classes))
     names = [source.classes[i - 1] for i in likely["labels"].tolist()]
     words = ", ".join(f"{name} {s:.0%}" for name, s in zip(names, likely["scores"], strict=True))
-    scale = torch.tensor([image.shape[2] / width, image.shape[1] / height]).repeat(2)
     arrays = {name: value.numpy() for name, value in found.items()}
-    arrays["boxes"] = (found["boxes"] * scale).numpy()
     return Prediction(figure=figure, words=words or "nothing found", arrays=arrays)
+
+
+def _drawn(image: Tensor, some: Objects) -> tuple[Tensor, Objects]:
+    """A photograph as large as words on it can be read, in [0, 1], and its objects there."""
+    small = shown(image, WIDE)
+    height, width = small.shape[1:]
+    scale = torch.tensor([width / image.shape[2], height / image.shape[1]]).repeat(2)
+    masks = resized(some["masks"].byte(), height, width)
+    return small.float() / 255, {**some, "boxes": some["boxes"] * scale, "masks": masks}
 
 
 def drawing(picture: Tensor, some: Objects, classes: Sequence[str]) -> np.ndarray:
@@ -131,16 +140,25 @@ def drawing(picture: Tensor, some: Objects, classes: Sequence[str]) -> np.ndarra
         return drawn.permute(1, 2, 0).numpy()
     labels = (some["labels"] - 1).tolist()
     paint = palette(len(classes))
-    # A map of many colours is asked by shares, one of few by number.
-    shades = [paint(i if len(classes) <= 20 else i / (len(classes) - 1)) for i in labels]
-    shown: Any = [matplotlib.colors.to_hex(shade) for shade in shades]
+    shades: Any = [matplotlib.colors.to_hex(paint(i)) for i in labels]
     masks = some["masks"].bool().repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    drawn = draw_segmentation_masks(drawn, masks, alpha=COVER, colors=shown)
+    drawn = draw_segmentation_masks(drawn, masks, alpha=COVER, colors=shades)
     names = [str(classes[i]) for i in labels]
     if "scores" in some:
         names = [f"{name} {s:.2f}" for name, s in zip(names, some["scores"], strict=True)]
     boxes = some["boxes"] * scale
-    drawn = draw_bounding_boxes(drawn, boxes, labels=names, colors=shown, width=2)
+    drawn = draw_bounding_boxes(
+        drawn,
+        boxes,
+        labels=names,
+        colors=shades,
+        width=2,
+        font=findfont("DejaVu Sans"),
+        font_size=12,
+        label_colors="white",
+        label_background_colors=shades,
+        fill_labels=True,
+    )
     return drawn.permute(1, 2, 0).numpy()
 
 

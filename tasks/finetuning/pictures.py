@@ -128,9 +128,9 @@ def resized(values: Tensor, height: int, width: int) -> Tensor:
     return values[..., rows[:, None], columns]
 
 
-def shown(image: Tensor) -> Tensor:
-    """A photograph ``[3, H, W]`` as large as a figure shows it, its longer side `LARGEST`."""
-    ratio = LARGEST / max(image.shape[-2:])
+def shown(image: Tensor, longest: int = LARGEST) -> Tensor:
+    """A photograph ``[3, H, W]`` as large as a figure shows it, its longer side in pixels given."""
+    ratio = longest / max(image.shape[-2:])
     form = [max(1, round(side * ratio)) for side in image.shape[-2:]]
     return image if ratio >= 1 else V.resize(Image(image), form, antialias=True).as_subclass(Tensor)
 

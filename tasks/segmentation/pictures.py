@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -48,7 +50,13 @@ def segmentations(run: Run) -> list[tuple[str, Figure, str]]:
     if "rgb" in batch:
         columns.insert(0, ("rgb", colours(batch["rgb"]), {}))
     words = "Held-out scenes, their labels, and what is predicted"
-    return [("segmentations", grid(columns, len(batch)), words)]
+    figure, names = grid(columns, len(batch)), class_names(run)
+    seen = torch.cat([batch["target"][batch["target"] != IGNORED], predicted.flatten()])
+    labels = {i: names[i] for i in _frequent(seen)}
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.2 * math.ceil(len(labels) / COLUMNS) + 0.1)
+    _key(figure, options["cmap"], labels)
+    return [("segmentations", figure, words)]
 
 
 def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
@@ -66,19 +74,27 @@ def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
     names = class_names(run)
     ids, small = of_photograph(run, image).byte(), shown(image)
     paint = palette(run.task.num_classes)
-    scale = max(run.task.num_classes - 1, 1)
-    painted = paint(resized(ids, *small.shape[-2:]).numpy() / scale)[..., :3]
-    counts = torch.bincount(ids.flatten()).numpy()
-    largest = [int(i) for i in np.argsort(-counts)[:KEYS] if counts[i]]
-    labels = [f"{names[i]} {counts[i] / ids.numel():.0%}" for i in largest]
-    handles = [
-        Patch(color=paint(i / scale), label=label) for i, label in zip(largest, labels, strict=True)
-    ]
+    painted = paint(resized(ids, *small.shape[-2:]).numpy().astype(int))[..., :3]
+    labels = {i: f"{names[i]} {share:.0%}" for i, share in _frequent(ids).items()}
     figure, _, right = side_by_side(small, below=0.2 * math.ceil(len(labels) / COLUMNS) + 0.1)
     right.imshow((1 - OVER) * small.permute(1, 2, 0).numpy() / 255 + OVER * painted)
-    key = {"loc": "outside lower center", "ncols": COLUMNS, "fontsize": 8, "frameon": False}
-    figure.legend(handles=handles, **key)
-    return Prediction(figure=figure, words=", ".join(labels[:3]), arrays={"labels": ids.numpy()})
+    _key(figure, paint, labels)
+    words = ", ".join(list(labels.values())[:3])
+    return Prediction(figure=figure, words=words, arrays={"labels": ids.numpy()})
+
+
+def _frequent(ids: Tensor) -> dict[int, float]:
+    """The most frequent classes of some pixels -> their shares, the largest first."""
+    counts = torch.bincount(ids.flatten())
+    order = counts.argsort(descending=True)[:KEYS].tolist()
+    return {i: int(counts[i]) / ids.numel() for i in order if counts[i]}
+
+
+def _key(figure: Figure, paint: Colormap, labels: Mapping[int, str]) -> None:
+    """Say below a figure what the colours of classes stand for."""
+    patches = [Patch(color=paint(i), label=label) for i, label in labels.items()]
+    where: dict[str, Any] = {"loc": "outside lower center", "ncols": COLUMNS}
+    figure.legend(handles=patches, fontsize=8, frameon=False, **where)
 
 
 def class_names(run: Run) -> tuple[str, ...]:

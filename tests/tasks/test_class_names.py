@@ -1,16 +1,22 @@
-"""Names of what pixels show: of ADE20K by its own list, of NYUv2 the published ones."""
+"""Names and colours of what pixels show: of ADE20K by its own list, of NYUv2 the published."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from attent.tasks.data import ade20k, nyuv2
 from attent.tasks.data.dense import Dense
 from attent.tasks.data.dense_layouts import find_dense
 from attent.tasks.data.dense_view import SegmentView
+from attent.tasks.detection.pictures import _drawn
+from attent.tasks.grid import HIDDEN, palette
+from attent.tasks.run import load_trained
 from attent.tasks.segmentation.build import load_data
+from attent.tasks.segmentation.pictures import KEYS, segmentations
 from tests.tasks.finetuned import (
     options,
     picture,
@@ -90,3 +96,39 @@ def test_predictions_say_them(attent, tmp_path, listed):
     status, _, err = attent("predict", "run", "a.png")
     assert status == 0, err
     assert ("thing " in err, "class " in err) == (listed, not listed)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 20, 21, 40, 80, 133, 150, 254])
+def test_classes_in_a_row_have_colours_well_apart(classes):
+    paint = palette(classes)
+    assert classes == paint.N
+    colours = paint(np.arange(classes))[:, :3]
+    assert len({tuple(colour) for colour in colours}) == classes
+    # None like the shade of what is not shown; the first ones fill most pictures.
+    assert (np.abs(colours - HIDDEN).max(axis=1) > 0.14).all()
+    if not 10 < classes <= 20:  # there by pairs of a hue
+        for step in (1, 2):
+            assert (np.linalg.norm(colours[step:] - colours[:-step], axis=1) > 0.25).all()
+
+
+def test_the_report_names_the_classes_that_it_shows(tmp_path):
+    write_list(write_ade20k(tmp_path / "ade"))
+    data = str(tmp_path / "ade")
+    run, _ = load_trained(trained("segment", tmp_path / "run", data=data, head="linear", epochs=1))
+    ((_, figure, _),) = segmentations(run)
+    (key,) = figure.legends
+    told = [text.get_text() for text in key.get_texts()]
+    assert len(told) == len(set(told)) == KEYS
+    assert set(told) <= set(NAMES)
+
+
+def test_masks_and_boxes_are_where_they_are_in_the_photograph():
+    """Of a photograph of 1000 x 400 as it is drawn, of half that: the masks are of 20 x 8."""
+    masks = torch.zeros(1, 8, 20, dtype=torch.bool)
+    masks[0, 2:4, 5:10] = True
+    some = {"boxes": torch.tensor([[250.0, 100, 500, 200]]), "masks": masks}
+    picture, there = _drawn(torch.zeros(3, 400, 1000, dtype=torch.uint8), some)
+    assert picture.shape == (3, 200, 500)
+    assert there["boxes"].tolist() == [[125.0, 50, 250, 100]]
+    lit = there["masks"][0].nonzero()
+    assert (lit.amin(dim=0).tolist(), lit.amax(dim=0).tolist()) == ([50, 125], [99, 249])
