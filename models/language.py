@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from attent.models.adalora import rank_options
 from attent.models.packing import pack
 from attent.models.token_losses import (
     is_plain,
@@ -316,25 +317,29 @@ def with_adapters(
     dropout: float = 0.0,
     target_modules: str | Sequence[str] = "all-linear",
     head: Sequence[str] | None = None,
-    total_steps: int | None = None,
+    initial_rank: int | None = None,
+    rank_warmup: float = 0.1,
+    rank_final: float = 0.3,
 ) -> nn.Module:
     """The model with adapters by peft, alone trainable; ``full`` leaves it as it is.
 
     Args:
         causal: from `build_causal`, or a classifier.
         adapter: ``lora`` (Hu et al., ICLR 2022), ``dora`` (Liu et al., ICML 2024) or ``adalora``
-            (Zhang et al., ICLR 2023: singular values and orthogonal factors, at a fixed rank: its
-            allocation of ranks keeps a state of its own and is not done here).
-        rank: of each adapter.
+            (Zhang et al., ICLR 2023: singular values and orthogonal factors; ranks are given up
+            by `attent.models.adalora.RankAllocatingAdamW`).
+        rank: of each adapter; of AdaLoRA, the mean in the end.
         alpha: what it adds is multiplied by ``alpha / rank``.
         dropout: of its input, in [0, 1).
         target_modules: names of the layers, ``q_proj,v_proj`` or a list; ``all-linear`` for all but
             the head.
         head: of a classifier, the modules that are trained beside the adapters, all of them.
-        total_steps: of AdaLoRA.
+        initial_rank: of each adapter of AdaLoRA at first; None for one and a half times the rank.
+        rank_warmup: share of the budget in which all of AdaLoRA's ranks stay.
+        rank_final: share of the budget, at its end, in which those that are left stay.
 
     Raises:
-        ValueError: no layer of those names.
+        ValueError: no layer of those names, or a schedule of ranks that cannot be.
     """
     if adapter == "full":
         return causal
@@ -351,8 +356,9 @@ def with_adapters(
         "modules_to_save": None if head is None else list(head),
     }
     if adapter == "adalora":
+        initial = initial_rank or round(1.5 * rank)
         config: Any = AdaLoraConfig(
-            init_r=rank, target_r=rank, total_step=total_steps or 1000, **options
+            **rank_options(rank, initial, rank_warmup, rank_final), **options
         )
     else:
         config = LoraConfig(r=rank, use_dora=adapter == "dora", **options)

@@ -30,7 +30,8 @@ class Optimizer:
 
     Attributes:
         name: shown to people.
-        make: parameter groups -> a torch optimiser.
+        make: parameter groups -> a torch optimiser. At each step the groups' entry ``progress`` is
+            the share of the budget that is spent.
         lr: learning rate over the budget spent.
         weight_decay: over the budget spent; see `decays`.
         scales: multipliers of the learning rate for some parameters (layer-wise decay).
@@ -215,6 +216,7 @@ class BoundOptimizer:
         rate = self.spec.lr(progress)
         for group in self.torch.param_groups:
             group["lr"] = rate * group["scale"]
+            group["progress"] = progress  # for optimisers that go by it
             group["weight_decay"] = self.spec.weight_decay(progress) if group["decays"] else 0.0
         self.torch.step()
         return rate

@@ -94,7 +94,13 @@ def seeded(config: Any, make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def assemble(
-    config: Any, task: Task, source: Source, held_out: Source, *, frozen: bool = True
+    config: Any,
+    task: Task,
+    source: Source,
+    held_out: Source,
+    *,
+    frozen: bool = True,
+    optimizer: Optimizer | None = None,
 ) -> Run:
     """The graph of a command's options, checked before any training.
 
@@ -105,6 +111,7 @@ def assemble(
         held_out: the examples it is measured on.
         frozen: whether the state holds what is frozen too; False where it is loaded from where it
             came from each time, such as a language model below its adapters.
+        optimizer: what takes the steps; None for what the options name.
 
     Raises:
         ValueError: what the options ask for cannot be; the message says why.
@@ -114,7 +121,7 @@ def assemble(
     stage = train(
         task,
         source,
-        optimizer=optimizer_of(config),
+        optimizer=optimizer or optimizer_of(config),
         step=Step(
             batch_size=config.batch_size,
             accumulate=config.accumulate,

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from attent.models.adalora import RankAllocatingAdamW
 from attent.models.language import (
     LanguageModel,
     build_causal,
@@ -15,8 +16,9 @@ from attent.models.language import (
     train_tokenizer,
     with_adapters,
 )
+from attent.pipeline import Optimizer
 from attent.pipeline.keyed import all_global_generators, fold
-from attent.tasks.build import Run, assemble, device_of
+from attent.tasks.build import Run, assemble, device_of, optimizer_of
 from attent.tasks.config import ConfigError
 from attent.tasks.data.harvest import harvest
 from attent.tasks.data.instructions import Instructions
@@ -58,6 +60,9 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             target_modules=config.target_modules,
+            initial_rank=config.initial_rank,
+            rank_warmup=config.rank_warmup,
+            rank_final=config.rank_final,
         )
     if config.activation_checkpointing:
         causal.activation_checkpointing_enable()  # type: ignore[operator]
@@ -70,8 +75,27 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
         model.to(device)
     model.check(packing=config.packing)
     task = InstructionTuning(model, packing=config.packing)
-    run = assemble(config, task, source, held_out, frozen=config.adapter == "full")
+    run = assemble(
+        config,
+        task,
+        source,
+        held_out,
+        frozen=config.adapter == "full",
+        optimizer=_allocating(config, causal) if config.adapter == "adalora" else None,
+    )
     return dataclasses.replace(run, notes=notes_of(source, held_out))
+
+
+def _allocating(config: InstructConfig, causal: Any) -> Optimizer:
+    """AdamW of the options that allots the ranks of AdaLoRA too."""
+
+    def make(groups: list[dict[str, Any]]) -> RankAllocatingAdamW:
+        first, second = config.betas
+        return RankAllocatingAdamW(
+            groups, causal, every=config.rank_every, lr=0.0, betas=(first, second)
+        )
+
+    return dataclasses.replace(optimizer_of(config), name="adamw, allotting ranks", make=make)
 
 
 def load_data(config: InstructConfig) -> tuple[Instructions, Instructions]:

@@ -46,7 +46,12 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         pretrain_lr: the peak learning rate of that.
         score_length: what the length of a response has to say in its score: mean (nothing: the mean
             over its tokens), sqrt (times the square root of their number) or sum (times it).
-        adapter: what is trained: lora, dora, adalora (at a fixed rank), or full, the whole model.
+        adapter: what is trained: lora, dora, adalora (lora_rank is the mean rank in the end), or
+            full, the whole model.
+        initial_rank: of each matrix with adapter adalora; null for one and a half times lora_rank.
+        rank_warmup: of adapter adalora, share of the budget in which no rank is given up.
+        rank_final: of adapter adalora, share of the budget, at its end, in which none is any more.
+        rank_every: of adapter adalora, steps from one allocation of ranks to the next.
         orthogonality: of adapter adalora, weight of the penalty on its factors, at least 0.
         bits: of the frozen weights: 32; on a GPU 16 (bfloat16), 8 or 4 (bitsandbytes).
         activation_checkpointing: compute activations again in the backward, to save memory.
@@ -67,6 +72,10 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
     pretrain_epochs: int = 0
     pretrain_lr: float = 2e-3
     adapter: Literal["lora", "dora", "adalora", "full"] = "lora"
+    initial_rank: int | None = None
+    rank_warmup: float = 0.1
+    rank_final: float = 0.3
+    rank_every: int = 10
     orthogonality: float = 0.5
     bits: int = 32
     activation_checkpointing: bool = False
@@ -88,7 +97,10 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         check_shared(self)
         check_text(self)
         need(self, "vocab_size", lambda v: v >= 258, "at least 258")
-        need(self, "max_new_tokens", lambda v: v >= 1, "at least 1")
+        for name in ("max_new_tokens", "rank_every"):
+            need(self, name, lambda v: v >= 1, "at least 1")
+        for name in ("rank_warmup", "rank_final"):
+            need(self, name, lambda v: 0 <= v < 1, "in [0, 1)")
         need(self, "pretrain_lr", lambda v: 0 < v < math.inf, "above 0")
         for name in ("pretrain_epochs", "num_samples", "orthogonality"):
             need(self, name, lambda v: 0 <= v < math.inf, "at least 0")
@@ -107,6 +119,8 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
                 f"packing: in packed rows there is no gradient of one example, which {self.signal} "
                 f"is made of; take signal {' or '.join(PACKED_SIGNALS)}, or leave packing false"
             )
+        if self.adapter == "adalora" and self.optimizer != "adamw":
+            raise ConfigError(f"adapter adalora goes with optimizer adamw, not {self.optimizer}")
         if self.adapter == "adalora" and self.observed == "grad_norm":
             raise ConfigError(
                 "signal: adalora's penalty is of no example, so that gradient norms cannot be "
@@ -136,7 +150,8 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
             why = "adapter full trains all of a model made anew"
             found |= dict.fromkeys(("pretrain_epochs", "pretrain_lr"), why)
         if self.adapter != "adalora":
-            found["orthogonality"] = f"adapter is {self.adapter}"
+            options = ("orthogonality", "initial_rank", "rank_warmup", "rank_final", "rank_every")
+            found |= dict.fromkeys(options, f"adapter is {self.adapter}")
         if not self.asks_scores:
             found["score_length"] = "no scores are asked"
         if self.num_samples == 0:

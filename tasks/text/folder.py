@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from attent.models.adalora import note_ranks
 from attent.models.language import quietly
 from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.task import bind
@@ -32,6 +33,7 @@ def save(run: Run, folder: Path) -> None:
     """
     model, tokenizer = _trained(run)
     if _has_adapters(model):
+        note_ranks(model)
         write_model(folder / "adapter", tokenizer, model, save_embedding_layers=False)
     else:
         write_model(folder / "model", tokenizer, model)

@@ -361,7 +361,9 @@ def test_a_layer_that_there_is_not_is_refused():
 
 
 def test_adalora_penalises_factors_that_are_not_orthogonal_in_training_alone():
-    causal = with_adapters(made().causal, "adalora", rank=2, target_modules="q_proj")
+    causal = with_adapters(
+        made().causal, "adalora", rank=2, initial_rank=2, target_modules="q_proj"
+    )
     plain, held = LanguageModel(causal), LanguageModel(causal, orthogonality=0.5)
     ids, labels = texts()
     torch.testing.assert_close(held.eval()(ids, labels), plain.eval()(ids, labels))

@@ -309,6 +309,36 @@ def test_other_ways_to_train(data, released, tmp_path, options):
     assert (folder.path / "adapter" / "adapter_config.json").is_file()
 
 
+def checkpoints_of(folder: RunFolder) -> list[Path]:
+    return sorted(folder.checkpoints.glob("checkpoint-*"))
+
+
+def ranks_left(checkpoint: Path) -> int:
+    params = load_state(checkpoint)[0]["params"]
+    return sum(int((p != 0).sum()) for name, p in params.items() if "lora_E" in name)
+
+
+def test_adalora_gives_up_ranks_and_a_stopped_run_gives_up_the_same(data, released, tmp_path):
+    options = {"adapter": "adalora", "rank_every": 2, "lora_rank": 2, "initial_rank": 4, "keep": 20}
+    state, folder = start(
+        "instruct", config_of(data, released, tmp_path / "run", **options), silent
+    )
+    ranks = [int((p != 0).sum()) for name, p in state["params"].items() if "lora_E" in name]
+    assert len(ranks) == 4
+    assert sum(ranks) == 4 * 2
+    saved = json.loads((folder.path / "adapter" / "adapter_config.json").read_text())
+    kept = [sum(places) for places in saved["rank_pattern"].values()]
+    assert sorted(kept) == sorted(max(1, rank) for rank in ranks)
+    shutil.copytree(folder.path, tmp_path / "copy")
+    copy = RunFolder(tmp_path / "copy")
+    midst = [8 < left < 16 for left in map(ranks_left, checkpoints_of(copy))]
+    assert any(midst)  # in the midst of giving up
+    for path in checkpoints_of(copy)[midst.index(True) + 1 :]:
+        path.unlink()
+    resume(copy.path, silent)
+    assert differences(end(folder), end(copy)) == []
+
+
 # --- options
 
 
@@ -390,6 +420,9 @@ def test_other_data_may_be_held_out(data, released, tmp_path):
         ({"layer_decay": 0.5}, "layer_decay must be 1 for language models"),
         ({"max_held_out": 0}, "max_held_out must be at least 1, or null"),
         ({"pretrain_epochs": -1}, "pretrain_epochs must be at least 0"),
+        ({"adapter": "adalora", "optimizer": "sgd"}, "adalora goes with optimizer adamw, not sgd"),
+        ({"rank_every": 0}, "rank_every must be at least 1"),
+        ({"rank_final": 1.0}, r"rank_final must be in \[0, 1\)"),
         ({"packing": True, "signal": "grad_norm"}, "in packed rows there is no gradient of one"),
         ({"score_length": "sum"}, "score_length: sum is of scores that are measured"),
         (
@@ -409,6 +442,11 @@ def test_options_out_of_range_are_refused(options, message):
     [
         ({"model_max_length": 200}, r"model_max_length 200 is above the 128 positions of"),
         ({"target_modules": "no_proj"}, "no_proj"),
+        ({"adapter": "adalora", "initial_rank": 2}, "an initial rank of 2 is below the rank of 4"),
+        (
+            {"adapter": "adalora", "rank_warmup": 0.5, "rank_final": 0.5},
+            "a warm-up of 0.5 and a final share of 0.5 of the budget",
+        ),
         ({"dataset_split": "test"}, "is one file, whose split is train, not test"),
         ({"model_name_or_path": "./nowhere"}, "nowhere cannot be loaded"),
         ({"data": "./nowhere.json"}, r"there is no file or folder \./nowhere\.json"),

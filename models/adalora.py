@@ -1,0 +1,138 @@
+"""AdaLoRA's ranks: a budget of singular values, given to the matrices that need them.
+
+Zhang et al., ICLR 2023, sections 3.2 and 3.3; by peft's allocator.
+
+Shapes: r singular values of a matrix at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TICKS = 10_000
+"""What the whole budget of training is in peft's schedule of ranks, which counts steps."""
+
+KEPT = ("sensitivity", "uncertainty")
+"""Moving averages kept of each entry of an adapter: of its importance, and of how that varies."""
+
+
+def rank_options(rank: int, initial: int, warmup: float, final: float) -> dict[str, Any]:
+    """The schedule of ranks as peft's AdaLoraConfig takes it.
+
+    Args:
+        rank: mean rank of a matrix in the end.
+        initial: rank of each at first.
+        warmup: share of the budget in which all ranks stay.
+        final: share of the budget, at its end, in which those that are left stay.
+
+    Raises:
+        ValueError: fewer ranks at first than in the end, or no time between.
+    """
+    if initial < rank:
+        raise ValueError(f"an initial rank of {initial} is below the rank of {rank} in the end")
+    if warmup < 0 or final < 0 or warmup + final >= 1:
+        raise ValueError(
+            f"ranks are given up between a warm-up of {warmup:g} and a final share of {final:g} of "
+            "the budget: together they must be below 1"
+        )
+    return {
+        "target_r": rank,
+        "init_r": initial,
+        "total_step": TICKS,
+        "tinit": round(warmup * TICKS),
+        "tfinal": round(final * TICKS),
+    }
+
+
+class RankAllocatingAdamW(torch.optim.AdamW):
+    """AdamW that gives up singular values after its steps, as many as the schedule says by then.
+
+    Everything it goes by is kept with the moments of each parameter, or seen from the parameters:
+    it may be made anew at any step. The share of the budget that is spent is the entry
+    ``progress`` of its parameter groups.
+
+    Args:
+        params: as of `torch.optim.AdamW`; the trainable parameters of the model, all of adapters.
+        model: a model of peft with AdaLoRA adapters.
+        every: steps from one allocation to the next.
+        options: of AdamW.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], model: nn.Module, *, every: int = 10, **options: Any
+    ) -> None:
+        super().__init__(params, **options)
+        if every < 1:
+            raise ValueError(f"ranks are allocated every 1 step or more, got {every}")
+        self.model: Any = model
+        self.every = every
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """A step of AdamW; then ranks are given up."""
+        allocator = self.model.base_model.rankallocator
+        config = allocator.peft_config
+        now = round(self.param_groups[0].get("progress", 0.0) * TICKS)
+        settled = now > config.total_step - config.tfinal
+        pruned = {name: p == 0 for name, p in singular_values(self.model).items()}
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                for entry in KEPT:
+                    self.state[p].setdefault(entry, torch.zeros_like(p))
+        known = self._lend(allocator)
+        if not known:  # a trial on parameters of no model
+            return loss
+        left = sum(int((~zeros).sum()) for zeros in pruned.values())
+        if settled and left <= allocator.target_bgt:
+            for name, p in singular_values(self.model).items():
+                p.masked_fill_(pruned[name], 0.0)
+            return loss
+        if not settled:  # take |w * dL/dw| of this step into the averages
+            allocator.update_ipt(self.model.base_model.model)
+            for name, (sensitivity, uncertainty) in known.items():
+                sensitivity.copy_(allocator.exp_avg_ipt[name])
+                uncertainty.copy_(allocator.exp_avg_unc[name])
+        budget, _ = allocator.budget_schedule(now)
+        if budget < allocator.init_bgt and (settled or self._steps % self.every == 0):
+            allocator.mask_to_budget(self.model.base_model.model, budget)
+        return loss
+
+    @property
+    def _steps(self) -> int:
+        return int(self.state[self.param_groups[0]["params"][0]]["step"])
+
+    def _lend(self, allocator: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """Let the allocator go by the averages kept here, not by any of its own."""
+        own = {p for group in self.param_groups for p in group["params"]}
+        known = {
+            name: (self.state[p]["sensitivity"], self.state[p]["uncertainty"])
+            for name, p in self.model.base_model.model.named_parameters()
+            if p in own
+        }
+        allocator.exp_avg_ipt = {name: kept[0] for name, kept in known.items()}
+        allocator.exp_avg_unc = {name: kept[1] for name, kept in known.items()}
+        allocator.ipt = dict(allocator.exp_avg_ipt)
+        return known
+
+
+def singular_values(model: Any) -> dict[str, Tensor]:
+    """The singular values of each adapted matrix by name, ``[r, 1]``; those given up are 0."""
+    named = model.base_model.model.named_parameters()
+    return {name: p for name, p in named if "lora_E." in name}
+
+
+def note_ranks(model: Any) -> None:
+    """Write the ranks that are left into a model's configuration: only those are then saved.
+
+    A matrix that has none left keeps one that is 0: peft takes one without any for a damaged one.
+    """
+    kept = {name: (p != 0).flatten().tolist() for name, p in singular_values(model).items()}
+    for places in kept.values():
+        places[0] = places[0] or not any(places)
+    if not all(map(all, kept.values())):
+        model.peft_config[model.active_adapter].rank_pattern = kept
