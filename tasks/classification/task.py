@@ -132,7 +132,11 @@ class Classification:
         self.mixing = mixing
 
     def view(self, batch: TensorDict, keys: Tensor, *, training: bool) -> TensorDict:
-        """Augmented and mixed in training (``target`` ``[B, K]``), as it is otherwise."""
+        """Augmented and mixed in training (``target`` ``[B, K]``), as it is otherwise.
+
+        How a batch is mixed is drawn from the key of its first example, which no other batch of the
+        run has: an example is once in a pass, and keys differ from pass to pass.
+        """
         if training and self.augment is not None:
             batch = batch.copy()
             batch["image"] = self.augment(batch["image"], keys)

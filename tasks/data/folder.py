@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as V
+
+from attent.tasks.data import decode
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -61,6 +61,9 @@ class ImageFolder:
         return str(self.paths[index])
 
     def read(self, index: int) -> dict[str, Tensor]:
-        """``rgb`` of one image as it is, uint8 ``[3, H, W]``."""
-        with Image.open(self.paths[index]) as file:
-            return {"rgb": V.pil_to_tensor(file.convert("RGB"))}
+        """``rgb`` of one image at its own size, upright, uint8 ``[3, H, W]``.
+
+        Raises:
+            ValueError: a file that cannot be read, or holds more than 8 bits a channel; names it.
+        """
+        return {"rgb": decode.rgb(self.paths[index], upright=True)}

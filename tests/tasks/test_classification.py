@@ -24,6 +24,7 @@ from attent.pipeline import (
     run,
     train,
 )
+from attent.pipeline.task import view_keys
 from attent.tasks.classification import Augment, Classification
 from attent.tasks.classification.task import Mixing
 
@@ -286,6 +287,16 @@ def mixing_task(**options) -> Classification:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     mixing = Mixing(mixup=0.8, cutmix=1.0, num_classes=4)
     return Classification(model, 4, mixing=mixing, **options)
+
+
+def test_a_batch_that_begins_with_the_same_example_is_mixed_otherwise_in_the_next_pass():
+    task, mixed = mixing_task(), []
+    batch = batch_of(torch.rand(6, 3, 4, 4), torch.arange(6) % 4)
+    for passes in range(4):
+        keys = view_keys(3, torch.arange(6), purpose="train", passes=passes)
+        mixed.append(task.view(batch, keys, training=True)["image"])
+    for i, one in enumerate(mixed):
+        assert not any(torch.equal(one, other) for other in mixed[:i])
 
 
 def test_only_training_views_are_mixed_and_their_loss_is_that_of_the_shares():

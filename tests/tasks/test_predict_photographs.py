@@ -13,6 +13,8 @@ from torchvision.tv_tensors import Image as Picture
 
 from attent.tasks.data import decode
 from attent.tasks.data.dense_view import DepthView
+from attent.tasks.data.folder import ImageFolder
+from attent.tasks.data.paired_folder import PairedFolder
 from attent.tasks.finetuning.pictures import _along, of_held_out, resized, shown, side_by_side
 from attent.tasks.run import load_trained
 from tests.tasks.finetuned import picture, save, trained
@@ -50,6 +52,26 @@ def test_a_picture_is_turned_upright_where_that_is_asked_for(tmp_path, orientati
     assert torch.equal(decode.rgb(path), stored)
     found = decode.rgb(path, upright=True)
     assert torch.equal(found, torch.from_numpy(upright).permute(2, 0, 1))
+
+
+def test_images_of_classes_are_seen_upright(tmp_path):
+    upright = picture(0, 6, 9)
+    (tmp_path / "ant").mkdir()
+    photograph(tmp_path / "ant" / "a.png", upright, 6)
+    found = ImageFolder(tmp_path).read(0)["rgb"]
+    assert torch.equal(found, torch.from_numpy(upright).permute(2, 0, 1))
+
+
+def test_pictures_beside_their_maps_are_seen_as_they_are_stored(tmp_path):
+    upright, ids = picture(0, 6, 9), np.arange(54, dtype=np.uint8).reshape(9, 6)
+    for domain in ("rgb", "semseg"):
+        (tmp_path / domain / "all").mkdir(parents=True)
+    photograph(tmp_path / "rgb" / "all" / "a.png", upright, 6)
+    save(ids, tmp_path / "semseg" / "all" / "a.png")
+    scene = PairedFolder(tmp_path, domains=["rgb", "semseg"]).read(0)
+    stored = torch.from_numpy(np.rot90(upright).copy()).permute(2, 0, 1)
+    assert torch.equal(scene["rgb"], stored)
+    assert torch.equal(scene["semseg"], torch.from_numpy(ids))
 
 
 def test_a_note_that_cannot_be_read_turns_nothing(tmp_path):
