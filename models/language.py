@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attent.models.adalora import rank_options
 from attent.models.packing import pack
 from attent.models.token_losses import (
     is_plain,
@@ -28,8 +27,6 @@ from attent.models.token_losses import (
 
 IGNORED = -100
 """The label of tokens that nothing is learned from."""
-
-Adapter = Literal["lora", "dora", "adalora", "full"]
 
 _LLAMA = {
     "dim": "hidden_size",
@@ -306,64 +303,6 @@ def _numbers(spec: str) -> dict[str, int]:
             raise ValueError(f"{spec}: {name} is a whole number, at least 1, not {value!r}")
         found[name] = int(value)
     return found
-
-
-def with_adapters(
-    causal: nn.Module,
-    adapter: Adapter,
-    *,
-    rank: int = 128,
-    alpha: float = 128,
-    dropout: float = 0.0,
-    target_modules: str | Sequence[str] = "all-linear",
-    head: Sequence[str] | None = None,
-    initial_rank: int | None = None,
-    rank_warmup: float = 0.1,
-    rank_final: float = 0.3,
-) -> nn.Module:
-    """The model with adapters by peft, alone trainable; ``full`` leaves it as it is.
-
-    Args:
-        causal: from `build_causal`, or a classifier.
-        adapter: ``lora`` (Hu et al., ICLR 2022), ``dora`` (Liu et al., ICML 2024) or ``adalora``
-            (Zhang et al., ICLR 2023: singular values and orthogonal factors; ranks are given up
-            by `attent.models.adalora.RankAllocatingAdamW`).
-        rank: of each adapter; of AdaLoRA, the mean in the end.
-        alpha: what it adds is multiplied by ``alpha / rank``.
-        dropout: of its input, in [0, 1).
-        target_modules: names of the layers, ``q_proj,v_proj`` or a list; ``all-linear`` for all but
-            the head.
-        head: of a classifier, the modules that are trained beside the adapters, all of them.
-        initial_rank: of each adapter of AdaLoRA at first; None for one and a half times the rank.
-        rank_warmup: share of the budget in which all of AdaLoRA's ranks stay.
-        rank_final: share of the budget, at its end, in which those that are left stay.
-
-    Raises:
-        ValueError: no layer of those names, or a schedule of ranks that cannot be.
-    """
-    if adapter == "full":
-        return causal
-    from peft import AdaLoraConfig, LoraConfig, get_peft_model
-
-    names = target_modules.split(",") if isinstance(target_modules, str) else list(target_modules)
-    names = [name.strip() for name in names]
-    targets: Any = names[0] if names == ["all-linear"] else names
-    options: dict[str, Any] = {
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "target_modules": targets,
-        "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
-        "modules_to_save": None if head is None else list(head),
-    }
-    if adapter == "adalora":
-        initial = initial_rank or round(1.5 * rank)
-        config: Any = AdaLoraConfig(
-            **rank_options(rank, initial, rank_warmup, rank_final), **options
-        )
-    else:
-        config = LoraConfig(r=rank, use_dora=adapter == "dora", **options)
-    with quietly():
-        return get_peft_model(causal, config)  # type: ignore[arg-type]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Any:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from attent.models.adalora import RankAllocatingAdamW
+from attent.models.adapters import with_adapters
 from attent.models.language import (
     LanguageModel,
     build_causal,
     load_tokenizer,
     train_tokenizer,
-    with_adapters,
 )
 from attent.pipeline import Optimizer
 from attent.pipeline.keyed import all_global_generators, fold

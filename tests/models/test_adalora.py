@@ -17,7 +17,8 @@ from attent.models.adalora import (
     rank_options,
     singular_values,
 )
-from attent.models.language import LanguageModel, build_causal, with_adapters
+from attent.models.adapters import with_adapters
+from attent.models.language import LanguageModel, build_causal
 from attent.pipeline.keyed import generator
 
 STEPS = 40

@@ -25,13 +25,13 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from attent.models.adapters import with_adapters
 from attent.models.language import (
     IGNORED,
     LanguageModel,
     build_causal,
     load_tokenizer,
     train_tokenizer,
-    with_adapters,
 )
 from attent.models.packing import pack
 from attent.models.token_losses import (
@@ -356,8 +356,10 @@ def test_full_is_the_model_itself():
 
 
 def test_a_layer_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="no_proj"):
-        with_adapters(made().causal, "lora", rank=2, target_modules=["no_proj"])
+    """One beside others too, which peft would pass over."""
+    for names in (["no_proj"], "q_proj,no_proj"):
+        with pytest.raises(ValueError, match="no layer 'no_proj'; its linear layers are down"):
+            with_adapters(made().causal, "lora", rank=2, target_modules=names)
 
 
 def test_adalora_penalises_factors_that_are_not_orthogonal_in_training_alone():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from attent.models.language import with_adapters
+from attent.models.adapters import with_adapters
 from attent.models.text_classifier import (
     accepted,
     build_classifier,

@@ -9,7 +9,8 @@ import torch
 from tensordict import TensorDict
 from torch.nn import functional as F
 
-from attent.models.language import IGNORED, LanguageModel, build_causal, with_adapters
+from attent.models.adapters import with_adapters
+from attent.models.language import IGNORED, LanguageModel, build_causal
 from attent.pipeline import (
     Step,
     adamw,
