@@ -20,15 +20,13 @@ again. Means over seeds, with the standard error of the mean.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attent.pipeline.observers import read_log
+from runs import last, mean, measured, run
+
 from attent.pipeline.plan import TRAIN_COST
-from attent.tasks.commands import COMMANDS
-from attent.tasks.run import RunFolder, resume, start
 
 ENCODER: dict[str, Any] = {
     "model": "multivit_micro",
@@ -67,25 +65,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(out: Path, name: str, command: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The log of a run, made now unless it is there."""
-    folder = RunFolder(out / name)
-    if folder.config.is_file():
-        if not folder.weights.is_file():
-            resume(folder.path, print)
-    else:
-        config = COMMANDS[command].config(
-            output_dir=str(folder.path), progress=False, keep=1, **options
-        )
-        start(command, config, lambda message: None)
-    print(f"  {folder.path}", flush=True)
-    return read_log(folder.log)
-
-
-def last(log: Sequence[dict[str, Any]], metric: str) -> float:
-    return [line[metric] for line in log if line.get(metric) is not None][-1]
-
-
 def cost(line: dict[str, Any], num_examples: int) -> float:
     """Of a run up to a line of its log, in epochs of plain training."""
     forwards = line["forwarded"] + (TRAIN_COST - 1) * line["backwarded"]
@@ -94,19 +73,7 @@ def cost(line: dict[str, Any], num_examples: int) -> float:
 
 def reached(log: Sequence[dict[str, Any]], metric: str, aim: float, count: int) -> float | None:
     """The cost at which a figure first is as high as ``aim``; None for never."""
-    for line in log:
-        if line.get(metric) is not None and line[metric] >= aim:
-            return cost(line, count)
-    return None
-
-
-def mean(values: Sequence[float], digits: int = 1, scale: float = 1.0) -> str:
-    """Mean and its standard error over seeds."""
-    values = [scale * value for value in values]
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.fmean(values):.{digits}f} +- {error:.{digits}f}"
+    return next((cost(line, count) for line in measured(log, metric) if line[metric] >= aim), None)
 
 
 def pretraining(chosen: argparse.Namespace) -> None:
@@ -178,7 +145,7 @@ def selection(chosen: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("pretraining", "selection"))
     parser.add_argument("--pretrained", default=None, help="a finished run of attent pretrain")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
