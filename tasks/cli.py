@@ -18,7 +18,14 @@ from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
 from attent.pipeline.stream import num_batches
 from attent.tasks.config import without_effect
-from attent.tasks.words import config_files, explain, key_lines, one_name, readable
+from attent.tasks.words import (
+    config_files,
+    explain,
+    given_options,
+    key_lines,
+    one_name,
+    readable,
+)
 
 _console = Console(stderr=True)
 
@@ -33,7 +40,7 @@ def say(message: str) -> None:
 
 def parser() -> ArgumentParser:
     """The whole command line."""
-    from attent.tasks.commands import COMMANDS
+    from attent.tasks.commands import COMMANDS, forms_of
 
     top = ArgumentParser(
         prog="attent",
@@ -52,7 +59,8 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("plan", plan, help="print steps, cost and expected saving of a run")
     for name, command in COMMANDS.items():
         title = (command.config.__doc__ or name).splitlines()[0]
-        sub = _training_parser(command.config, f"{title} Flags win over the file.")
+        told = [title, "Flags win over the file.", *(f"But {w}." for w in forms_of(name).values())]
+        sub = _training_parser(command.config, " ".join(told))
         commands.add_subcommand(name, sub, help=title.lower().rstrip("."))
     for name, (make, title) in _PARSERS.items():
         commands.add_subcommand(name, make(), help=title)
@@ -104,8 +112,9 @@ def _export_parser() -> ArgumentParser:
 def _merge_parser() -> ArgumentParser:
     sub = ArgumentParser(
         exit_on_error=False,
-        description="Write the model of a run of attent instruct, its adapters merged into it, and "
-        "its tokenizer, as from_pretrained of transformers loads them.",
+        description="Write the model of a run of attent instruct, or of attent classify on text, "
+        "its adapters merged into it, and its tokenizer, as from_pretrained of transformers loads "
+        "them.",
     )
     sub.add_argument("run", type=str, help="the run folder; its last checkpoint is taken")
     sub.add_argument(
@@ -151,7 +160,7 @@ _PARSERS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
     "resume": (_resume_parser, "go on with an interrupted run"),
     "report": (_report_parser, "make a page of pictures from one or more runs"),
     "export": (_export_parser, "write a run's weights for other code"),
-    "merge": (_merge_parser, "write a language model with adapters in"),
+    "merge": (_merge_parser, "write a language model or classifier with adapters in"),
     "evaluate": (_evaluation_parser, "measure a trained run"),
     "predict": (_prediction_parser, "try a trained run on pictures"),
 }
@@ -207,17 +216,25 @@ def _options(top: ArgumentParser, argv: Sequence[str]) -> list[str]:
 def rewritten(argv: Sequence[str]) -> tuple[bool, list[str]]:
     """Whether a plan is asked for, and the command line as the parser wants it.
 
-    ``plan [COMMAND] [FILE]`` is the command line of that COMMAND.
+    ``plan [COMMAND] [FILE]`` is the command line of that COMMAND; ``classify`` with the options of
+    text that of ``classify_text``.
     """
     from attent.tasks.commands import COMMANDS
 
     if list(argv[:1]) != ["plan"] or list(argv[1:]) in (["--help"], ["-h"]):
-        return False, _files_first(list(argv))
+        return False, _files_first(_as_meant(argv))
     named = argv[1] if argv[1:] and argv[1] in COMMANDS else None
     rest = list(argv[2:] if named else argv[1:])
     if rest and not rest[0].startswith("-"):
         rest = ["--config", *rest]
-    return True, _files_first([named or _command_of(config_files(rest)), *rest])
+    return True, _files_first(_as_meant([named or _command_of(config_files(rest)), *rest]))
+
+
+def _as_meant(argv: Sequence[str]) -> list[str]:
+    """The command line with the command that its options mean in place of the one it names."""
+    from attent.tasks.commands import meant
+
+    return [meant(argv[0], given_options(argv)), *argv[1:]] if argv else []
 
 
 def _command_of(files: Sequence[str]) -> str:

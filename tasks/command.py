@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,21 @@ class Passage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a command is meant where another is named.
+
+    Attributes:
+        of: the other's name.
+        when: which options say so, for people.
+        holds: options as they are given -> whether they do.
+    """
+
+    of: str
+    when: str
+    holds: Callable[[Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """A command that trains.
 
@@ -90,6 +105,7 @@ class Command:
         save: the trained run and a folder -> write there the final weights as others load them.
         predict: the trained run, its options and a photograph ``[3, H, W]`` uint8 -> what the model
             makes of it.
+        form: which other command it goes by the name of, and when; None if it has its name alone.
     """
 
     name: str
@@ -106,3 +122,4 @@ class Command:
     prepare: Callable[[Any, Run, Callable[[str], None]], bool] | None = None
     save: Callable[[Run, Path], None] | None = None
     predict: Callable[[Run, Any, Tensor], Prediction] | None = None
+    form: Form | None = None

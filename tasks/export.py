@@ -14,6 +14,7 @@ from torch import Tensor
 from attent.models.multimae.weights import to_timm
 from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.task import Task, bind
+from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError
 from attent.tasks.pretraining.task import MaskedPretraining
 from attent.tasks.run import RunFolder, load_trained, make_folder
@@ -39,6 +40,12 @@ def export(folder: RunFolder, form: Format, output: str | None = None) -> Path:
         ConfigError: this run has no such weights, or the suffix is another.
         CheckpointError: it has no usable checkpoint.
     """
+    command, _ = folder.load_config()
+    if COMMANDS[command].save is not None:
+        raise ConfigError(
+            f"{folder.path} is a run of {command}, whose weights are in adapter/ or model/ as peft "
+            "and transformers load them; attent merge writes them as one"
+        )
     default = {"multimae": "multimae.pth", "timm": "timm.safetensors"}[form]
     path = Path(output) if output else folder.path / "export" / default
     if path.suffix not in (".pth", ".safetensors"):

@@ -37,7 +37,9 @@ def predict(
     make = COMMANDS[name].predict
     if make is None:
         able = ", ".join(other for other, command in COMMANDS.items() if command.predict)
-        raise ConfigError(f"{folder.path} is a run of {name}; predictions are made by {able}")
+        raise ConfigError(
+            f"{folder.path} is a run of {name}; predictions are made by {able}, of photographs"
+        )
     gone = [path for path in images if not Path(path).is_file()]
     if gone:
         raise ConfigError(f"there is no picture {', '.join(gone[:4])}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,6 +25,20 @@ def config_files(argv: Sequence[str]) -> list[str]:
     """The files of options that a command line names."""
     files = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
     return files + [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+
+
+def given_options(argv: Sequence[str]) -> dict[str, Any]:
+    """The options of a command line as they were given, in files and by flags, which win."""
+    found: dict[str, Any] = {}
+    for file in config_files(argv):
+        with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
+            values = yaml.safe_load(Path(file).read_text())
+            found |= values if isinstance(values, dict) else {}
+    for word, after in itertools.pairwise([*argv, ""]):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found[name] = value if equals else after
+    return {OTHER_NAMES.get(name, name): value for name, value in found.items()}
 
 
 def one_name(argv: Sequence[str]) -> list[str]:
@@ -122,13 +138,21 @@ def _instead(named: str, command: str, options: Sequence[str]) -> str:
     """What a command takes in place of an option that it does not take."""
     owners = [name for name, known in _commands().items() if named in known]
     if owners and command in _commands():
-        return f"; it is of attent {', '.join(owners)}"
+        return f"; it is of attent {', '.join(owners)}{_forms([command, *owners])}"
     near = did_you_mean(named.replace("-", "_"), options)
     if near or len(options) > FEW:
         return near
     free = command == "resume" and named in RUNTIME
     kept = f"; a run's {named} stands in its config.yaml, where it may be changed" if free else ""
     return f"; attent {command} takes {', '.join(f'--{name}' for name in options)}{kept}"
+
+
+def _forms(names: Sequence[str]) -> str:
+    """When one of these commands is meant where another of them is named."""
+    from attent.tasks.commands import forms_of
+
+    told = [w for name in names for form, w in forms_of(name).items() if form in names]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _alternatives(subtypes: str) -> str:
@@ -144,9 +168,13 @@ def explain(message: str, argv: Sequence[str]) -> str:
         message: of an error.
         argv: the command line.
     """
+    origins = _origins(argv)
+    first = message.partition(":")[0]
+    if first in origins:  # it is about that option, whatever else its words are
+        origins = {first: origins[first]}
     said = [
         f"  {name}: {origin}"
-        for name, origin in _origins(argv).items()
+        for name, origin in origins.items()
         if not (origin.endswith(f" --{name}") and f"unknown option {name!r}" in message)
         and re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", message)
     ]

@@ -55,6 +55,7 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
             {"classify", "segment", "depth", "detect", "evaluate", "predict"},
         ),
         ("docs/pretraining.md", {"pretrain", "plan", "export"}),
+        ("docs/text.md", {"classify", "plan", "evaluate", "merge", "report"}),
     ],
 )
 def test_commands_are_understood(page, commands, monkeypatch, tmp_path):

@@ -39,8 +39,12 @@ def rows_of_data(config: Any) -> tuple[list[Row], list[Row]]:
     return train, val[: config.max_held_out]
 
 
-def rows_of_other(data: str) -> list[Row]:
+def rows_of_other(data: str, option: str = "held_out_data") -> list[Row]:
     """The held-out split of some data; all of it where it has none.
+
+    Args:
+        data: as of `read_rows`.
+        option: that names them, for the message.
 
     Raises:
         ConfigError: no such data.
@@ -51,7 +55,7 @@ def rows_of_other(data: str) -> list[Row]:
             return read_rows(data, split=split)
         except ValueError as error:
             said.append(str(error))
-    raise ConfigError(f"held_out_data: {said[-1]}")
+    raise ConfigError(f"{option}: {said[-1].removeprefix('data: ')}")
 
 
 def notes_of(source: Tokenised, held_out: Tokenised) -> tuple[str, ...]:
