@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attent.models.multimae.weights import Loaded, from_timm, load_weights, read_weights
 from attent.models.vit import build_vit
 from attent.tasks.build import seeded
+from attent.tasks.config import ConfigError
 
 
 def initial_model(
@@ -25,11 +26,14 @@ def initial_model(
         part: the submodule that they are the weights of; by default the whole model.
 
     Raises:
-        ValueError: no such weights, or of another shape.
+        ConfigError: no such weights, or of another shape.
     """
     model = seeded(config, make)
     if config.pretrained_weights is not None and initial:
-        load_initial(model.get_submodule(part), config.pretrained_weights)
+        try:
+            load_initial(model.get_submodule(part), config.pretrained_weights)
+        except ValueError as error:
+            raise ConfigError(f"pretrained_weights: {error}") from error
     return model
 
 
@@ -57,7 +61,7 @@ def load_initial(model: nn.Module, weights: str) -> Loaded:
         path = path / "model.safetensors"
         if not path.is_file():
             raise ValueError(
-                f"pretrained_weights: {weights} holds no model.safetensors: it is no finished run; "
+                f"{weights} holds no model.safetensors: it is no finished run; "
                 "attent export writes the weights of one that is not"
             )
     return load_weights(model, read_weights(path), weights)

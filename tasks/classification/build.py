@@ -103,9 +103,9 @@ def load_held_out(config: ClassifyConfig, own: Source) -> Source:
     if config.data in ("digits", "scenes") or not path.is_dir():
         return load_data(config)[1]
     (folder,) = _images_of(path / "val")
-    found = ImageFolder(folder)
+    found = _reader(folder)
     if known is not None and set(found.classes) < set(known):
-        found = ImageFolder(folder, classes=known)
+        found = _reader(folder, known)
     return Images(found, **_shared(config))
 
 
@@ -122,8 +122,15 @@ def _shared(config: ClassifyConfig) -> dict[str, Any]:
 
 def _folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
     of_train, of_val = _images_of(path / "train", path / "val")
-    train = ImageFolder(of_train)
-    return train, ImageFolder(of_val, classes=train.classes)
+    train = _reader(of_train)
+    return train, _reader(of_val, train.classes)
+
+
+def _reader(folder: Path, classes: list[str] | None = None) -> ImageFolder:
+    try:
+        return ImageFolder(folder, classes=classes)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
 
 
 def _images_of(*splits: Path) -> list[Path]:

@@ -66,6 +66,9 @@ class Images:
         mean: of the three channels, for pixels in [0, 1]; ImageNet's by default.
         deviation: of the three channels.
 
+    Attributes:
+        kept: share of the shorter side that the fixed view keeps.
+
     Raises:
         ValueError: a reader without labels, or an argument out of range.
     """
@@ -89,6 +92,7 @@ class Images:
         self.classes: list[str] | None = getattr(reader, "classes", None)
         self.size, self.augmentation = size, augmentation
         self._fixed = JointView(size=max(size, round(size / crop_pct)))
+        self.kept = size / self._fixed.size
         self.standardized = Standardize(mean, deviation)
 
     def __len__(self) -> int:

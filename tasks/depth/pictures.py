@@ -53,16 +53,21 @@ def predicted(run: Run, config: Any, image: Tensor) -> Prediction:
         image: ``[3, H, W]`` uint8.
 
     Returns:
-        A figure, of the first channel, and ``map`` ``[C, H, W]`` float32.
+        A figure, of normals in their colours and else of the first channel, and ``map``
+        ``[C, H, W]`` float32.
     """
     assert isinstance(run.task, DenseRegression)
     found = of_photograph(run, image)
     small = shown(image)
-    values = resized(found, *small.shape[-2:])[0].numpy()
-    figure, left, right = side_by_side(small, below=0.7)
-    drawn = right.imshow(values, **of_numbers(values))
-    unit = "metres" if run.task.depth else config.target
-    figure.colorbar(drawn, ax=[left, right], label=unit, location="bottom", shrink=0.5, aspect=40)
+    values = resized(found, *small.shape[-2:]).numpy()
+    figure, left, right = side_by_side(small, below=0.7 if len(values) < 3 else 0)
+    if len(values) < 3:
+        drawn = right.imshow(values[0], **of_numbers(values[0]))
+        unit = "metres" if run.task.depth else config.target
+        key: dict[str, Any] = {"location": "bottom", "shrink": 0.5, "aspect": 40}
+        figure.colorbar(drawn, ax=[left, right], label=unit, **key)
+    else:  # directions, which are kept as colours
+        right.imshow(values.transpose(1, 2, 0).clip(0, 1))
     low, high = float(found[0].min()), float(found[0].max())
     words = f"{config.target} from {low:.3g} to {high:.3g}" + (" m" if run.task.depth else "")
     return Prediction(figure=figure, words=words, arrays={"map": found.numpy()})
