@@ -1,6 +1,6 @@
 """Instruction tuning: what selection is worth, tokens a second, and memory.
 
-    python benchmarks/language.py selection [--seeds 0 1 2] [--epochs 3] [--out out/language]
+    python benchmarks/language.py selection [--seeds 0 1 2] [--epochs 2] [--out out/language]
     python benchmarks/language.py speed [--rounds 9] [--threads 1]
     python benchmarks/language.py memory
 
@@ -309,7 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("selection", "speed", "memory"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/language"))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=40)

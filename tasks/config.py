@@ -161,7 +161,7 @@ class RunConfig:
         threads: of torch on the CPU; null leaves torch's own choice. The same number is needed for
             the same bits.
         steps_per_tick: optimiser steps between looks of the progress bar, log and checkpoints.
-        eval_every: epochs' worth of examples between evaluations.
+        eval_every: epochs' worth of examples (or of tokens) between evaluations.
         save_every: epochs' worth of examples between checkpoints.
         keep: checkpoints kept, beside the best one.
         progress: show the live bar (on a terminal) or a line per evaluation (elsewhere).
