@@ -16,7 +16,8 @@ def run(out: Path, name: str, command: str, options: dict[str, Any]) -> list[dic
     """The log of a run, made now unless it is there."""
     folder = RunFolder(out / name)
     if folder.config.is_file():
-        if not folder.weights.is_file():
+        log = read_log(folder.log)
+        if not log or spent(log[-1]) < log[-1]["budget"]:
             resume(folder.path, print)
     else:
         config = COMMANDS[command].config(
@@ -25,6 +26,11 @@ def run(out: Path, name: str, command: str, options: dict[str, Any]) -> list[dic
         start(command, config, lambda message: None)
     print(f"  {folder.path}", flush=True)
     return read_log(folder.log)
+
+
+def spent(line: dict[str, Any]) -> int:
+    """What a line of a log says that was spent of the budget, in its unit."""
+    return line["tokens"] if line["pass_tokens"] else line["seen"]
 
 
 def measured(log: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
