@@ -27,6 +27,7 @@ from attent.pipeline.keys import (
     Key,
     containers,
     find,
+    has,
     key_name,
     leaves,
     nearest,
@@ -34,8 +35,18 @@ from attent.pipeline.keys import (
     place,
 )
 
-SCHEMA = 1
-"""Version of the layout of a checkpoint; raised when an entry changes its meaning."""
+SCHEMA = 2
+"""Version of the layout of a checkpoint; raised when an entry changes its meaning, or the engine
+keeps another one.
+"""
+
+SINCE_2: tuple[Key, ...] = (
+    ("clock", "tokens"),
+    ("plan", "pass_tokens"),
+    ("ledger", "forwarded_tokens"),
+    ("ledger", "backwarded_tokens"),
+)
+"""Counters that states of the first version have not: nothing was counted in tokens."""
 
 
 class CheckpointError(ValueError):
@@ -115,6 +126,10 @@ def load_state(path: str | Path) -> tuple[TensorDict, dict[str, Any]]:
         place(state, tuple(name.split("/")), TensorDict({}, batch_size=[]))
     for name, value in tensors.items():
         place(state, tuple(name.split("/")), value)
+    if int(metadata["schema"]) < 2:
+        for key in SINCE_2:
+            if has(state, key[:1]):
+                place(state, key, torch.tensor(0))
     return state, json.loads(metadata["about"])
 
 

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from attent.pipeline import (
     CheckpointError,
     CheckpointFolder,
+    bare_state,
     export_weights,
     fit,
     full,
@@ -20,7 +21,7 @@ from attent.pipeline import (
     restore,
     save_state,
 )
-from attent.pipeline.checkpoint import SCHEMA, write_atomically
+from attent.pipeline.checkpoint import SCHEMA, SINCE_2, write_atomically
 from attent.pipeline.keys import differences
 from attent.pipeline.stage import initialize
 from tests.tiny import TinyTask, tiny_source, tiny_train
@@ -82,6 +83,18 @@ def test_other_files_are_told_apart(tmp_path):
     save_file({"w": torch.ones(1)}, tmp_path / "newer.safetensors", newer)
     with pytest.raises(CheckpointError, match="written by a newer attent"):
         load_state(tmp_path / "newer.safetensors")
+
+
+def test_a_state_of_the_first_version_has_counted_nothing_in_tokens(tmp_path, monkeypatch):
+    path, now = tmp_path / "x.safetensors", bare_state(3)
+    old = now.clone()
+    for group, name in SINCE_2:
+        old = old.exclude((group, name))
+    monkeypatch.setattr("attent.pipeline.checkpoint.SCHEMA", 1)
+    save_state(old, path)
+    monkeypatch.undo()
+    assert differences(load_state(path)[0], now) == []
+    assert differences(restore(now, load_state(path)[0]), now) == []
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
