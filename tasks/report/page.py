@@ -178,13 +178,14 @@ def _table(runs: Sequence[History]) -> str:
         for measure in {m: None for run in runs for m in COMMANDS[run.command].measures}
         if measure in first or any(_has(run, measure) for run in runs)
     ]
+    texts = any(run.log[-1].get("tokens") for run in runs)
     heads = [
-        "run", "method", "examples", "scored", "steps", "cost in epochs", "compute saved",
-        "seconds",
+        "run", "method", "examples", *["tokens"] * texts, "scored", "steps", "cost in epochs",
+        "compute saved", "seconds",
     ]  # fmt: skip
     for measure in measures:
         heads += [measure.title, "best"] if measure in first else [measure.title]
-    return _as_table(heads, [_row(run, measures, first) for run in runs])
+    return _as_table(heads, [_row(run, measures, first, texts) for run in runs])
 
 
 def _parts(runs: Sequence[History], where: Path) -> list[str]:
@@ -222,7 +223,18 @@ def _has(run: History, measure: Measure) -> bool:
     return any(line.get(measure.metric) is not None for line in run.log)
 
 
-def _row(run: History, measures: Sequence[Measure], first: Collection[Measure]) -> list[str]:
+def _cost(run: History) -> float:
+    """Of a run in epochs of plain training: in tokens where its budget is, else in examples."""
+    last: dict[str, Any] = run.log[-1]
+    tokens = last.get("pass_tokens", 0)
+    unit = "_tokens" if tokens else ""
+    spent = last["forwarded" + unit] + (TRAIN_COST - 1) * last["backwarded" + unit]
+    return spent / (TRAIN_COST * (tokens or run.selections[0].num_examples))
+
+
+def _row(
+    run: History, measures: Sequence[Measure], first: Collection[Measure], texts: bool
+) -> list[str]:
     last: dict[str, Any] = run.log[-1]
     held_out = []
     for measure in measures:
@@ -231,7 +243,6 @@ def _row(run: History, measures: Sequence[Measure], first: Collection[Measure]) 
             (values,) = run.series(measure.metric)
             best = max if measure.larger_is_better else min
             held_out.append(measure.text(best(values)) if values.size else "-")
-    cost = last["forwarded"] + (TRAIN_COST - 1) * last["backwarded"]
     method = run.config.method
     if method != "full":
         method += f", {run.config.selection_strategy}"
@@ -239,9 +250,10 @@ def _row(run: History, measures: Sequence[Measure], first: Collection[Measure]) 
         run.name,
         method,
         f"{last['seen']:,}",
+        *[f"{last.get('tokens', 0):,}"] * texts,
         f"{last['forwarded'] - last['seen']:,}",
         f"{last['step']:,}",
-        f"{cost / (TRAIN_COST * run.selections[0].num_examples):.1f}",
+        f"{_cost(run):.1f}",
         f"{last['saved']:.1%}",
         f"{last['seconds']:.1f}",
         *held_out,

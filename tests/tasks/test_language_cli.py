@@ -196,6 +196,11 @@ def test_the_report_answers_held_out_instructions(tuned):
     assert "Least selected" in page
     assert page.count("--- learned:") == 10
     assert "held-out perplexity" in page
+    last = json.loads(tuned.log.read_text().splitlines()[-1])
+    assert f"<td>{last['tokens']:,}</td>" in page
+    assert "<th>tokens</th>" in page
+    cost = last["tokens"] / last["pass_tokens"]  # nothing is scored apart
+    assert f"<td>{cost:.1f}</td>" in page
 
 
 def test_evaluate_measures_it_again(tuned, data, capsys):
