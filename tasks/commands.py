@@ -30,8 +30,11 @@ def meant(name: str, given: Mapping[str, Any]) -> str:
         name: of a command, as somebody gave it.
         given: the options beside it.
     """
-    forms = (c.name for c in COMMANDS.values() if c.form and c.form.of == name)
-    return next((form for form in forms if COMMANDS[form].form.holds(given)), name)  # type: ignore[union-attr]
+    for command in COMMANDS.values():
+        form = command.form
+        if form is not None and form.of == name and form.holds(given):
+            return command.name
+    return name
 
 
 def forms_of(name: str) -> dict[str, str]:
