@@ -7,8 +7,8 @@
 ``selection``: LoRA on functions of the standard library (harvested; whole modules held out), for
 each seed from one small Llama that was trained on all of every row of that seed's split: plain
 training, AtteNTSimple 0.7 and a random 0.7, under one budget of tokens. Held-out perplexity after
-each epoch's worth of tokens, and the tokens and seconds at which each is as good as plain training
-is at its end. The rate of the three decays over the whole budget: at half of it none is at rest.
+each epoch's worth of tokens, and the tokens and CPU seconds at which each is as good as plain
+training is at its end. The rate of the three decays over the whole budget: at half of it none is at rest.
 
 ``speed``: tokens a second of the `train` stage (losses observed) against a plain `Trainer` of
 transformers, on the same model, batches and optimiser, in turn in one process. The Trainer is given
@@ -107,7 +107,7 @@ def selection(chosen: argparse.Namespace) -> None:
         f"seeds {chosen.seeds}; {platform.machine()}, one thread\n"
     )
     print(
-        "| method | million tokens | seconds | "
+        "| method | million tokens | CPU seconds | "
         + " | ".join(f"perplexity after {e}" for e in ends)
         + " | against full, paired | as good as full after, of its tokens | of its seconds |"
     )
@@ -123,11 +123,11 @@ def selection(chosen: argparse.Namespace) -> None:
         tokens, seconds = (
             [reached(log, aim, entry, whole[-1][entry]) for log, aim, whole in
              zip(runs, aims, logs["full"], strict=True)]
-            for entry in ("tokens", "seconds")
+            for entry in ("tokens", "cpu_seconds")
         )  # fmt: skip
         print(
             f"| {name} | {mean([log[-1]['tokens'] / 1e6 for log in runs], 2)} "
-            f"| {mean([log[-1]['seconds'] for log in runs], 0)} | {' | '.join(figures)} "
+            f"| {mean([log[-1]['cpu_seconds'] for log in runs], 0)} | {' | '.join(figures)} "
             f"| {mean(apart, 2)} | {shares(tokens)} | {shares(seconds)} |"
         )
 

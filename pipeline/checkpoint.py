@@ -128,7 +128,7 @@ def load_state(path: str | Path) -> tuple[TensorDict, dict[str, Any]]:
         place(state, tuple(name.split("/")), value)
     if int(metadata["schema"]) < 2:
         for key in SINCE_2:
-            if has(state, key[:1]):
+            if has(state, key[:1]) and not has(state, key):
                 place(state, key, torch.tensor(0))
     return state, json.loads(metadata["about"])
 

@@ -48,8 +48,9 @@ class Observer:
 class JsonLog(Observer):
     """One JSON line for each tick that trained: clock, plan, ledger, metrics, seconds.
 
-    On resume, lines from after the checkpoint are dropped, so that a resumed run's log is that of
-    an uninterrupted one but for its seconds.
+    Seconds are those of the clock on the wall, ``cpu_seconds`` those of all this process's threads,
+    which other work on the machine changes little. On resume, lines from after the checkpoint are
+    dropped, so that a resumed run's log is that of an uninterrupted one but for its seconds.
 
     Args:
         path: of the ``.jsonl`` file.
@@ -57,7 +58,7 @@ class JsonLog(Observer):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._began = 0.0
+        self._began = self._cpu_began = 0.0
         self._step = -1
 
     def start(self, state: TensorDict) -> None:
@@ -66,13 +67,17 @@ class JsonLog(Observer):
         kept = [line for line in read_log(self.path) if line["step"] <= self._step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, text.encode())
-        self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+        spent = kept[-1] if kept else {}
+        self._began = time.monotonic() - spent.get("seconds", 0.0)
+        self._cpu_began = time.process_time() - spent.get("cpu_seconds", 0.0)
 
     def tick(self, state: TensorDict) -> None:
         """Write a line, if the tick trained."""
         if number(state, "clock", "step") > self._step:
             self._step = number(state, "clock", "step")
-            line = {**summary(state), "seconds": round(time.monotonic() - self._began, 3)}
+            line = summary(state)
+            line["seconds"] = round(time.monotonic() - self._began, 3)
+            line["cpu_seconds"] = round(time.process_time() - self._cpu_began, 3)
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

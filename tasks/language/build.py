@@ -16,7 +16,7 @@ from attent.models.language import (
     load_tokenizer,
     train_tokenizer,
 )
-from attent.pipeline import Optimizer
+from attent.pipeline import Optimizer, Source
 from attent.pipeline.keyed import all_global_generators, fold
 from attent.tasks.build import Run, assemble, device_of, optimizer_of
 from attent.tasks.config import ConfigError
@@ -106,14 +106,33 @@ def load_data(config: InstructConfig) -> tuple[Instructions, Instructions]:
     """
     train, val = rows_of(config)
     tokenizer = tokenizer_of(config, train)
-    options: dict[str, Any] = {
+    options = _options(config)
+    return Instructions(train, tokenizer, **options), Instructions(val, tokenizer, **options)
+
+
+def load_held_out(config: InstructConfig, own: Source) -> Instructions:
+    """The held-out rows alone, of data that may have no others: all of them, if they have no split.
+
+    Args:
+        config: the options, of the data to be read.
+        own: the run's own, whose tokenizer these have.
+
+    Raises:
+        ValueError: no such data, or not in the form expected.
+    """
+    assert isinstance(own, Instructions)
+    rows = _harvested(config)[1] if config.data == HARVEST else rows_of_other(config.data, "data")
+    return Instructions(rows, own.tokenizer, **_options(config))
+
+
+def _options(config: InstructConfig) -> dict[str, Any]:
+    return {
         "fields": config.fields if config.data != HARVEST else None,
         "prompt": config.prompt,
         "max_length": config.model_max_length,
         "learned": config.supervise,
         "bucketed": not config.packing,
     }
-    return Instructions(train, tokenizer, **options), Instructions(val, tokenizer, **options)
 
 
 def rows_of(config: InstructConfig) -> tuple[list[Row], list[Row]]:

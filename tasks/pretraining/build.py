@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -57,21 +57,42 @@ def load_data(config: PretrainConfig) -> tuple[Source, Source]:
     Raises:
         ValueError: no such data, or not in the form expected.
     """
+    train = _reader(config, "train")
+    return _source(config, train), _source(config, _reader(config, "val", _classes(train)))
+
+
+def load_held_out(config: PretrainConfig, own: Source) -> Source:
+    """The held-out scenes alone, of data that may have no others.
+
+    Args:
+        config: the options, of the data to be read.
+        own: the run's own, whose classes these have where they have any.
+
+    Raises:
+        ValueError: as of `load_data`.
+    """
+    assert isinstance(own, Multimodal)
+    return _source(config, _reader(config, "val", _classes(own.reader)))
+
+
+def _source(config: PretrainConfig, reader: Reader) -> Multimodal:
     view = JointView(size=config.input_size, scale=(config.crop_scale, 1.0), hflip=config.hflip)
-    train, val = _readers(config)
-
-    def source(reader: Reader) -> Multimodal:
-        return Multimodal(
-            reader, view, domains=config.domains, num_semseg_classes=num_semseg_classes(config)
-        )
-
-    return source(train), source(val)
+    return Multimodal(
+        reader, view, domains=config.domains, num_semseg_classes=num_semseg_classes(config)
+    )
 
 
-def _readers(config: PretrainConfig) -> tuple[Reader, Reader]:
+def _classes(reader: Reader) -> list[str] | None:
+    """The names of folders that a reader has as classes."""
+    return reader.classes if isinstance(reader, PairedFolder) else None
+
+
+def _reader(
+    config: PretrainConfig, split: Literal["train", "val"], classes: list[str] | None = None
+) -> Reader:
     domains = config.domains
     if config.data == "scenes":
-        return rendered_scenes(config, config.input_size)
+        return rendered_scenes(config, config.input_size)[split == "val"]
     if config.data == "photos":
         if domains not in (["rgb"], ["depth"]):
             raise ConfigError(
@@ -79,19 +100,12 @@ def _readers(config: PretrainConfig) -> tuple[Reader, Reader]:
                 "out_domains to one of them"
             )
         domain: Any = domains[0]
-        return (
-            Photos(domain, size=config.input_size, split="train"),
-            Photos(domain, size=config.input_size, split="val"),
-        )
+        return Photos(domain, size=config.input_size, split=split)
     root = Path(config.data)
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        folder = PairedFolder(root / "train", domains=domains)
-        return folder, PairedFolder(root / "val", domains=domains, classes=folder.classes)
-    if (root / "train.csv").is_file():
-        return (
-            Taskonomy(root, "train", domains=domains),
-            Taskonomy(root, "val", domains=domains),
-        )
+    if (root / split).is_dir():
+        return PairedFolder(root / split, domains=domains, classes=classes)
+    if (root / f"{split}.csv").is_file():
+        return Taskonomy(root, split, domains=domains)
     if not root.is_dir():
         found = f"there is no folder {root}"
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attent.tasks.command import Command, Measure
 from attent.tasks.grid import thumbnails
-from attent.tasks.pretraining.build import build_pretrain, load_data
+from attent.tasks.pretraining.build import build_pretrain, load_data, load_held_out
 from attent.tasks.pretraining.config import PretrainConfig
 from attent.tasks.pretraining.pictures import reconstructions
 
@@ -18,6 +18,7 @@ PRETRAIN = Command(
         for name in ("rgb", "depth", "semseg", "norm_rgb")
     ),
     load_data=load_data,
+    load_held_out=load_held_out,
     thumbnails=thumbnails,
     pictures=reconstructions,
 )

@@ -23,6 +23,7 @@ from tests.tasks.test_detect_cli import SMALL, write_split
 from tests.tasks.test_resume import silent
 
 LINEAR = {"head": "linear", "epochs": 1}
+RGB = {"in_domains": ["rgb"], "out_domains": ["rgb"], "num_encoded_tokens": 8, "batch_size": 2}
 
 
 def measured(attent, run: str, flag: str = "--data") -> dict:
@@ -44,6 +45,7 @@ def without(root: Path, *names: str) -> Path:
     ("command", "write", "gone", "options"),
     [
         ("classify", write_images, ["train"], {"epochs": 1}),
+        ("pretrain", write_folders, ["train"], RGB),
         ("segment", write_ade20k, ["images/training", "annotations/training"], LINEAR),
         ("segment", write_folders, ["train"], LINEAR | {"num_classes": 5}),
         ("segment", write_nyuv2, ["train"], LINEAR),

@@ -26,6 +26,8 @@ from attent.pipeline.source import fetch_batch
 from attent.pipeline.stream import bucketed_order
 from attent.tasks import cli
 from attent.tasks.config import ConfigError, without_effect
+from attent.tasks.data.instructions import Instructions
+from attent.tasks.data.rows import read_rows
 from attent.tasks.language.build import build_instruct, load_data
 from attent.tasks.language.config import InstructConfig
 from attent.tasks.run import RunFolder, load_trained, resume, start
@@ -208,6 +210,25 @@ def test_evaluate_measures_it_again(tuned, data, capsys):
     printed = capsys.readouterr().out
     found = float(re.search(r"perplexity\s+([\d.]+)", printed)[1])
     assert found == pytest.approx(float(end(tuned)["metrics", "val_perplexity"]), rel=1e-4)
+
+
+def test_evaluate_measures_all_rows_of_other_data(tuned, data, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    rows = json.loads(data.read_text())[:9]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["evaluate", str(tuned.path), "--data_path", str(other)]) == 0
+    capsys.readouterr()
+    told = json.loads((tuned.path / "evaluation.json").read_text())
+    run, _ = load_trained(tuned)
+    source = Instructions(
+        read_rows(str(other)), run.held_out.tokenizer, prompt="{instruction}\n", max_length=96
+    )
+    batch = fetch_batch(source, torch.arange(9))
+    losses = run.task.losses(run.task.forward(Frozen(run.task, run.state), batch), batch)
+    counts = run.task.targets(batch)
+    found = told["metrics"]["loss"]
+    expected = float((losses * counts).sum() / counts.sum())
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 # --- models made anew

@@ -119,7 +119,7 @@ def last_checkpoint(folder: RunFolder) -> Path:
 
 def logged(folder: RunFolder) -> list[dict]:
     """The log but for its seconds."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(folder.log)]
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in read_log(folder.log)]
 
 
 def arrays_of(folder: RunFolder) -> dict[str, dict[str, bytes]]:
