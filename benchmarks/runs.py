@@ -24,8 +24,11 @@ def run(out: Path, name: str, command: str, options: dict[str, Any]) -> list[dic
             output_dir=str(folder.path), progress=False, keep=1, **options
         )
         start(command, config, lambda message: None)
+    log = read_log(folder.log)
+    if spent(log[-1]) < log[-1]["budget"]:
+        raise KeyboardInterrupt  # it was stopped; it goes on when this is called again
     print(f"  {folder.path}", flush=True)
-    return read_log(folder.log)
+    return log
 
 
 def spent(line: dict[str, Any]) -> int:
