@@ -16,6 +16,7 @@ from attent.pipeline.keyed import example_keys, fold, generator, uniform, unifor
 from attent.pipeline.laws import assert_stage_laws
 from attent.pipeline.observers import Checkpoints, JsonLog, Observer, Selections, summary
 from attent.pipeline.optimizer import Optimizer, adamw, sgd
+from attent.pipeline.permutation import Permutation
 from attent.pipeline.plan import (
     Phase,
     Plan,
@@ -61,6 +62,7 @@ __all__ = [
     "Loading",
     "Observer",
     "Optimizer",
+    "Permutation",
     "Phase",
     "Plan",
     "PlanError",
