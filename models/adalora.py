@@ -7,7 +7,7 @@ Shapes: r singular values of a matrix at first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,11 @@ def rank_options(rank: int, initial: int, warmup: float, final: float) -> dict[s
 
 
 class RankAllocatingAdamW(torch.optim.AdamW):
-    """AdamW that gives up singular values after its steps, as many as the schedule says by then.
+    """AdamW that keeps factors orthogonal and, after its steps, gives up singular values.
+
+    The penalty on factors that are not orthogonal (eq. 3 there) is of no example: its gradient is
+    added to the parameters' here, so that losses and their gradients remain those of examples. As
+    many singular values are given up as the schedule says by then.
 
     Everything it goes by is kept with the moments of each parameter, or seen from the parameters:
     it may be made anew at any step. The share of the budget that is spent is the entry
@@ -59,17 +63,25 @@ class RankAllocatingAdamW(torch.optim.AdamW):
         params: as of `torch.optim.AdamW`; the trainable parameters of the model, all of adapters.
         model: a model of peft with AdaLoRA adapters.
         every: steps from one allocation to the next.
+        orthogonality: weight of the penalty, at least 0.
         options: of AdamW.
     """
 
     def __init__(
-        self, params: Iterable[Any], model: nn.Module, *, every: int = 10, **options: Any
+        self,
+        params: Iterable[Any],
+        model: nn.Module,
+        *,
+        every: int = 10,
+        orthogonality: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__(params, **options)
         if every < 1:
             raise ValueError(f"ranks are allocated every 1 step or more, got {every}")
         self.model: Any = model
         self.every = every
+        self.orthogonality = orthogonality
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -79,6 +91,7 @@ class RankAllocatingAdamW(torch.optim.AdamW):
         now = round(self.param_groups[0].get("progress", 0.0) * TICKS)
         settled = now > config.total_step - config.tfinal
         pruned = {name: p == 0 for name, p in singular_values(self.model).items()}
+        self._push_apart()
         loss = super().step(closure)
         for group in self.param_groups:
             for p in group["params"]:
@@ -102,6 +115,22 @@ class RankAllocatingAdamW(torch.optim.AdamW):
             allocator.mask_to_budget(self.model.base_model.model, budget)
         return loss
 
+    def _push_apart(self) -> None:
+        """Add the penalty's gradient to the factors'."""
+        own = {p for group in self.param_groups for p in group["params"]}
+        factors = {
+            name: p
+            for name, p in self.model.named_parameters()
+            if p in own and ("lora_A." in name or "lora_B." in name)
+        }
+        if not factors or not self.orthogonality:
+            return
+        with torch.enable_grad():
+            penalty = self.orthogonality * far_from_orthogonal(factors)
+        found = torch.autograd.grad(penalty, list(factors.values()))
+        for p, gradient in zip(factors.values(), found, strict=True):
+            p.grad = gradient if p.grad is None else p.grad + gradient
+
     @property
     def _steps(self) -> int:
         return int(self.state[self.param_groups[0]["params"][0]]["step"])
@@ -118,6 +147,17 @@ class RankAllocatingAdamW(torch.optim.AdamW):
         allocator.exp_avg_unc = {name: kept[1] for name, kept in known.items()}
         allocator.ipt = dict(allocator.exp_avg_ipt)
         return known
+
+
+def far_from_orthogonal(factors: Mapping[str, Tensor]) -> Tensor:
+    """The mean over factors of ``|| P P^T - I ||``, over the rank's dimension.
+
+    Args:
+        factors: by name: ``lora_A`` ``[r, in]``, ``lora_B`` ``[out, r]``.
+    """
+    grams = [p @ p.T if "lora_A." in name else p.T @ p for name, p in factors.items()]
+    apart = [torch.linalg.norm(g - torch.eye(len(g), device=g.device)) for g in grams]
+    return torch.stack(apart).mean()
 
 
 def singular_values(model: Any) -> dict[str, Tensor]:

@@ -50,15 +50,11 @@ class LanguageModel(nn.Module):
     Args:
         causal: a causal model of transformers, or such a one with adapters of peft.
         chunk: tokens whose logits are held at once; None for 16 MiB of them.
-        orthogonality: of AdaLoRA, how much the penalty on its factors weighs in training.
     """
 
-    def __init__(
-        self, causal: nn.Module, *, chunk: int | None = None, orthogonality: float = 0.0
-    ) -> None:
+    def __init__(self, causal: nn.Module, *, chunk: int | None = None) -> None:
         super().__init__()
         self.causal = causal
-        self.orthogonality = orthogonality
         self.chunk = chunk or tokens_of_chunk(int(self.inner.config.vocab_size))
 
     @property
@@ -111,8 +107,6 @@ class LanguageModel(nn.Module):
             values = self._measured(rows, target[learned], head, measure)
             empty = values.new_zeros(target.shape)
             measured = empty.index_put((learned.nonzero(as_tuple=True)), values)
-        if self.training and self.orthogonality:
-            measured = measured + self._penalty() * (target != IGNORED)
         return measured
 
     def _hidden(self, input_ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -153,15 +147,6 @@ class LanguageModel(nn.Module):
             logits = logits / config.logits_scaling
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def _penalty(self) -> Tensor:
-        """AdaLoRA's: how far its factors are from orthogonal (Zhang et al., ICLR 2023, eq. 3)."""
-        found = []
-        for name, p in self.causal.named_parameters():
-            if p.requires_grad and ("lora_A" in name or "lora_B" in name):
-                gram = p @ p.T if "lora_A" in name else p.T @ p
-                found.append(torch.linalg.norm(gram - torch.eye(len(gram), device=p.device)))
-        return self.orthogonality * torch.stack(found).mean()
 
     @torch.no_grad()
     def check(self, *, packing: bool = False) -> None:

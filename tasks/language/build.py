@@ -66,11 +66,7 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
         )
     if config.activation_checkpointing:
         causal.activation_checkpointing_enable()  # type: ignore[operator]
-    model = LanguageModel(
-        causal,
-        chunk=config.logits_chunk,
-        orthogonality=config.orthogonality if config.adapter == "adalora" else 0.0,
-    )
+    model = LanguageModel(causal, chunk=config.logits_chunk)
     if config.bits >= 16:  # what is quantised stays where it was loaded
         model.to(device)
     model.check(packing=config.packing)
@@ -92,7 +88,12 @@ def _allocating(config: InstructConfig, causal: Any) -> Optimizer:
     def make(groups: list[dict[str, Any]]) -> RankAllocatingAdamW:
         first, second = config.betas
         return RankAllocatingAdamW(
-            groups, causal, every=config.rank_every, lr=0.0, betas=(first, second)
+            groups,
+            causal,
+            every=config.rank_every,
+            orthogonality=config.orthogonality,
+            lr=0.0,
+            betas=(first, second),
         )
 
     return dataclasses.replace(optimizer_of(config), name="adamw, allotting ranks", make=make)

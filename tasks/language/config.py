@@ -31,8 +31,8 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
 
     Args:
         data: harvest (functions of this Python's standard library, from signature and docstring to
-            body; whole modules are held out), a file (.json, .jsonl, .parquet), a folder of such
-            files or of a saved data set, or the name of a data set of the hub.
+            body; whole modules are held out), a file (.json, .jsonl, .csv, .parquet), a folder of
+            such files or of a saved data set, or the name of a data set of the hub.
         dataset_field: names of the query and of the response, such as instruction,output; null for
             Alpaca's (instruction, input, output), or messages with the tokenizer's chat template.
         prompt: what an instruction is put into, at {instruction}.
@@ -112,7 +112,8 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
             raise ConfigError(f"dataset_field names a query and a response, not {self.fields}")
         if self.score_length != "mean" and self.observed:
             raise ConfigError(
-                f"score_length: {self.score_length} is of scores that are measured: scores: fresh"
+                f"score_length: {self.score_length} is of scores that are measured apart: give "
+                "scores: fresh"
             )
         if self.packing and self.asks_scores and self.signal not in PACKED_SIGNALS:
             raise ConfigError(
@@ -121,11 +122,12 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
             )
         if self.adapter == "adalora" and self.optimizer != "adamw":
             raise ConfigError(f"adapter adalora goes with optimizer adamw, not {self.optimizer}")
-        if self.adapter == "adalora" and self.observed == "grad_norm":
+        if self.adapter == "adalora" and self.ema is not None:
             raise ConfigError(
-                "signal: adalora's penalty is of no example, so that gradient norms cannot be "
-                "observed in training; use scores fresh, or adapter lora"
+                "ema: averages of ranks that are given up never reach 0; leave it out"
             )
+        if self.adapter == "full" and self.bits != 32:
+            raise ConfigError(f"bits: {self.bits} is of frozen weights; adapter full trains all")
 
     @property
     def fields(self) -> list[str] | None:

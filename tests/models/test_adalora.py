@@ -104,6 +104,25 @@ def test_it_is_what_peft_does_by_itself():
         torch.testing.assert_close(a, b)
 
 
+def test_its_penalty_is_that_of_peft():
+    """The gradient of peft's own loss, which has the penalty in it (orth_reg_weight 0.5)."""
+    ours, theirs = adapted(), adapted()
+    ids = torch.randint(0, 50, (4, 12), generator=generator(1))
+    theirs(input_ids=ids, labels=ids).loss.backward()
+    model = LanguageModel(ours).train()
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = RankAllocatingAdamW(params, ours, orthogonality=0.5, lr=0.0, weight_decay=0.0)
+    model(ids, ids).mean().backward()
+    without = [p.grad.clone() for p in params if p.grad is not None]
+    optimizer.step()
+    expected = [p.grad for p in theirs.parameters() if p.grad is not None]
+    found = [p.grad for p in params if p.grad is not None]
+    assert len(found) == len(expected) == 18
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert sum(float((a - b).norm()) for a, b in zip(found, without, strict=True)) > 0.01
+
+
 @pytest.mark.parametrize("again", [3, 17, 38])
 def test_made_anew_it_goes_on_the_same(again):
     whole, resumed = adapted(), adapted()

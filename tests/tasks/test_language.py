@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torch.nn import functional as F
 
+from attent.models.adalora import RankAllocatingAdamW
 from attent.models.adapters import with_adapters
 from attent.models.language import IGNORED, LanguageModel, build_causal
 from attent.pipeline import (
@@ -288,16 +290,23 @@ def test_simple_selects_the_highest_observed_losses():
     assert bool((state["scores", "step"] >= 0).all())
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_norms_observed_in_training_are_those_of_the_scores(adapter):
+@pytest.mark.parametrize("adapter", ["lora", "full", "adalora"])
+def test_what_is_observed_in_training_are_the_scores(adapter):
     task, rows = task_of(adapter), Rows()
     batch = rows.fetch(torch.arange(6))
-    expected = measured(task, batch, "grad_norm")
-    trainer = train(task, rows, optimizer=adamw(0.0), step=Step(batch_size=6), observe="grad_norm")
+    expected = {signal: measured(task, batch, signal) for signal in ("loss", "grad_norm")}
+    optimizer = adamw(0.0, weight_decay=0.0)
+    if adapter == "adalora":  # whose penalty is of no row
+        make = lambda groups: RankAllocatingAdamW(  # noqa: E731
+            groups, task.model.causal, orthogonality=5.0, lr=0.0
+        )
+        optimizer = replace(optimizer, make=make)
+    trainer = train(task, rows, optimizer=optimizer, step=Step(batch_size=6), observe="grad_norm")
     state = initialize(trainer, initial_state(task, rows))
     state["plan", "budget"] = torch.tensor(6)
     state = run(trainer, state)
-    torch.testing.assert_close(state["scores", "grad_norm"], expected, rtol=1e-4, atol=1e-5)
+    for signal, scores in expected.items():
+        torch.testing.assert_close(state["scores", signal], scores, rtol=1e-4, atol=1e-5)
 
 
 def test_training_learns_and_in_parts_it_learns_the_same():

@@ -451,11 +451,8 @@ def test_other_data_may_be_held_out(data, released, tmp_path):
         ({"rank_final": 1.0}, r"rank_final must be in \[0, 1\)"),
         ({"packing": True, "signal": "grad_norm"}, "in packed rows there is no gradient of one"),
         ({"score_length": "sum"}, "score_length: sum is of scores that are measured"),
-        (
-            {"adapter": "adalora", "method": "attent_complex", "scores": "observed",
-             "signal": "grad_norm"},
-            "adalora's penalty is of no example",
-        ),
+        ({"adapter": "adalora", "ema": 0.9}, "ema: averages of ranks that are given up never"),
+        ({"adapter": "full", "bits": 16}, "bits: 16 is of frozen weights; adapter full trains all"),
     ],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options, message):
