@@ -16,8 +16,15 @@ from attent.pipeline.keyed import fold
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
-OTHERS = re.compile(r"(val|validation|valid|test|dev|eval)([-_.].*)?$")
+HELD_OUT = ("validation", "val", "valid", "dev", "eval", "test")
+"""Names of splits that are held out, those to be taken first before the others."""
+
+OTHERS = re.compile(rf"({'|'.join(HELD_OUT)})([-_.].*)?$")
 """Files that are another split than ``train``."""
+
+
+class NoSplit(ValueError):
+    """Data that are there do not have the split."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ def read_rows(data: str, *, split: str = "train", sub_task: Sequence[str] = ()) 
             are taken together.
 
     Raises:
+        NoSplit: the data have no such split.
         ValueError: no such data, or not in the form expected; names file and row.
     """
     found: list[Row] = []
@@ -104,7 +112,7 @@ def _read(data: str, split: str, sub_task: str) -> list[Row]:
         if sub_task:
             raise ValueError(f"sub_task {sub_task!r} is a folder of the data; {data} is a file")
         if name != "train":
-            raise ValueError(f"dataset_split: {data} is one file, whose split is train, not {name}")
+            raise NoSplit(f"dataset_split: {data} is one file, whose split is train, not {name}")
         return part_of(_file(path), start, stop)
     if path.is_dir():
         return part_of(_folder(path / sub_task, name), start, stop)
@@ -196,7 +204,7 @@ def _folder(folder: Path, split: str) -> list[Row]:
     if not named and split == "train":
         named = [p for p in files if not OTHERS.fullmatch(p.stem)]
     if not named:
-        raise ValueError(
+        raise NoSplit(
             f"data: {folder} has no file of the split {split}; found "
             f"{', '.join(p.name for p in files[:8]) or 'nothing'}"
         )
@@ -209,10 +217,10 @@ def _saved(folder: Path, split: str) -> list[Row]:
     found: Any = datasets.load_from_disk(str(folder))
     if isinstance(found, dict):
         if split not in found:
-            raise ValueError(f"dataset_split: {folder} has {', '.join(found)}, not {split}")
+            raise NoSplit(f"dataset_split: {folder} has {', '.join(found)}, not {split}")
         found = found[split]
     elif split != "train":
-        raise ValueError(f"dataset_split: {folder} is one split, train, not {split}")
+        raise NoSplit(f"dataset_split: {folder} is one split, train, not {split}")
     return _placed(_named(found), folder)
 
 
@@ -223,6 +231,9 @@ def _hub(data: str, split: str, sub_task: str) -> list[Row]:
         found = datasets.load_dataset(data, data_dir=sub_task or None, split=split)
     except Exception as error:  # of many kinds: no network, no such name, no such split
         line = " ".join(str(error).split())
+        if line.startswith("Unknown split"):
+            name = parse_split(split)[0]
+            raise NoSplit(f"dataset_split: {data} has no split {name}: {line[:300]}") from error
         raise ValueError(
             f"data: there is no file or folder {data}, and datasets cannot load it: "
             f"{type(error).__name__}: {line[:300]}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
+from attent.pipeline.keyed import fold, generator
 from attent.tasks.config import ConfigError
 from attent.tasks.data.dropped import Dropped, told
-from attent.tasks.data.rows import Row, read_rows, split_rows
+from attent.tasks.data.rows import HELD_OUT, NoSplit, Row, read_rows, split_rows
 
 
 class Tokenised(Protocol):
@@ -36,7 +39,21 @@ def rows_of_data(config: Any) -> tuple[list[Row], list[Row]]:
         train, val = rows, rows_of_other(config.held_out_data)
     else:
         train, val = split_rows(rows, config.held_out, seed=config.seed)
-    return train, val[: config.max_held_out]
+    return train, sample_rows(val, config.max_held_out, seed=config.seed)
+
+
+def sample_rows(rows: Sequence[Row], count: int | None, *, seed: int) -> list[Row]:
+    """Rows drawn from all of them, in their own order: data are often sorted by what they teach.
+
+    Args:
+        rows: of any data.
+        count: how many, at most; None for all.
+        seed: of the draw.
+    """
+    if count is None or count >= len(rows):
+        return list(rows)
+    draw = generator(fold(seed, "held out sample"))
+    return [rows[i] for i in sorted(torch.randperm(len(rows), generator=draw)[:count].tolist())]
 
 
 def rows_of_other(data: str, option: str = "held_out_data") -> list[Row]:
@@ -47,15 +64,17 @@ def rows_of_other(data: str, option: str = "held_out_data") -> list[Row]:
         option: that names them, for the message.
 
     Raises:
-        ConfigError: no such data.
+        ConfigError: no such data, or its held-out split is not in the form expected.
     """
-    said: list[str] = []
-    for split in ("validation", "val", "test", "train"):
+    said = ""
+    for split in (*HELD_OUT, "train"):
         try:
             return read_rows(data, split=split)
         except ValueError as error:
-            said.append(str(error))
-    raise ConfigError(f"{option}: {said[-1].removeprefix('data: ')}")
+            said = str(error).removeprefix("data: ")
+            if not isinstance(error, NoSplit):  # what is broken is not passed over
+                break
+    raise ConfigError(f"{option}: {said}")
 
 
 def notes_of(source: Tokenised, held_out: Tokenised) -> tuple[str, ...]:

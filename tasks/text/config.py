@@ -20,8 +20,9 @@ class RowsConfig:
         sub_task: folders of the data to take together, such as python:5000,metamath; with a number,
             only the first rows.
         held_out: share held out, in (0, 1), alike rows together.
-        held_out_data: other data to hold out instead; the split validation, or test, or all of it.
-        max_held_out: held-out rows at most; null for all.
+        held_out_data: other data to hold out instead; the split validation, or test, or all of it
+            where it has no such split.
+        max_held_out: held-out rows at most, drawn from all of them; null for all.
         model_max_length: tokens of a row, at least 2; what is beyond is cut off.
     """
 
