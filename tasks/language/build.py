@@ -25,7 +25,13 @@ from attent.tasks.data.instructions import Instructions
 from attent.tasks.data.rows import Row, parse_split, part_of
 from attent.tasks.language.config import InstructConfig
 from attent.tasks.language.task import InstructionTuning
-from attent.tasks.text.build import check_words, notes_of, rows_of_data, rows_of_other
+from attent.tasks.text.build import (
+    check_words,
+    notes_of,
+    rows_of_data,
+    rows_of_other,
+    sample_rows,
+)
 
 HARVEST = "harvest"
 
@@ -147,7 +153,7 @@ def rows_of(config: InstructConfig) -> tuple[list[Row], list[Row]]:
     train, val = _harvested(config)
     if config.held_out_data is not None:
         val = rows_of_other(config.held_out_data)
-    return train, val[: config.max_held_out]
+    return train, sample_rows(val, config.max_held_out, seed=config.seed)
 
 
 def _harvested(config: InstructConfig) -> tuple[list[Row], list[Row]]:
