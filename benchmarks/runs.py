@@ -33,7 +33,7 @@ def run(out: Path, name: str, command: str, options: dict[str, Any]) -> list[dic
 
 def spent(line: dict[str, Any]) -> int:
     """What a line of a log says that was spent of the budget, in its unit."""
-    return line["tokens"] if line["pass_tokens"] else line["seen"]
+    return line["tokens"] if line.get("pass_tokens") else line["seen"]
 
 
 def measured(log: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -106,7 +106,17 @@ class RunFolder:
         if command not in COMMANDS:
             raise ConfigError(f"{self.config} names no known command, but {command!r}")
         values["output_dir"] = str(self.path)  # it may have been moved
-        return command, from_dict(COMMANDS[command].config, values, str(self.config))
+        return command, from_dict(COMMANDS[command].config, upgraded(values), str(self.config))
+
+
+def upgraded(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run as what they meant when it began.
+
+    Before ``reselect`` was there, attent_simple always observed, whatever ``scores`` said.
+    """
+    if options.get("method") == "attent_simple" and "reselect" not in options:
+        return options | {"scores": None}
+    return options
 
 
 def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
@@ -294,7 +304,10 @@ def _same_run(command: str, config: Any, about: dict[str, Any], folder: RunFolde
     # An option that there was not yet had no other effect than its default.
     was, now = (
         json.loads(json.dumps(options))
-        for options in (_result_options(type(config)()) | about["options"], _result_options(config))
+        for options in (
+            _result_options(type(config)()) | upgraded(about["options"]),
+            _result_options(config),
+        )
     )
     changed = [f"{name} {was[name]} -> {now[name]}" for name in now if was[name] != now[name]]
     if changed:

@@ -82,9 +82,11 @@ class Instructions:
         self.tokenizer, self.bucketed = tokenizer, bucketed
         self.dropped: list[Dropped] = []
         self.rows: list[Row] = []
+        self._prompts: list[int] = []
         ids: list[Tensor] = []
         marks: list[Tensor] = []
         for row, tokens in zip(rows, _tokenised(rows, tokenizer, fields, prompt), strict=True):
+            prompt_size = tokens.learned.index(True) if any(tokens.learned) else len(tokens.ids)
             if learned == "all":
                 tokens = _Tokens(tokens.ids, [True] * len(tokens.ids))
             why = _nothing_left(tokens, max_length)
@@ -94,6 +96,7 @@ class Instructions:
             self.rows.append(row)
             ids.append(torch.tensor(tokens.ids[:max_length]))
             marks.append(torch.tensor(tokens.learned[:max_length]))
+            self._prompts.append(min(prompt_size, len(ids[-1])))
         if not ids:
             raise ValueError(
                 f"all of {len(rows)} rows leave nothing to learn: {self.dropped[0].row.place}: "
@@ -128,12 +131,11 @@ class Instructions:
         return TensorDict(fields, batch_size=[len(index)])
 
     def texts(self, index: int) -> tuple[Tensor, str]:
-        """The ids before the first that is learned from, and what is learned as a text."""
+        """The prompt's ids, and as a text what is learned of what follows it."""
         span = slice(int(self._starts[index]), int(self._starts[index] + self.lengths[index]))
-        ids, learned = self._ids[span], self._learned[span]
-        first = int(learned.nonzero()[0])
-        told = self.tokenizer.decode(ids[learned].tolist(), skip_special_tokens=True)
-        return ids[:first], told
+        ids, learned, first = self._ids[span], self._learned[span], self._prompts[index]
+        said = ids[first:][learned[first:]]
+        return ids[:first], self.tokenizer.decode(said.tolist(), skip_special_tokens=True)
 
 
 def _nothing_left(tokens: _Tokens, max_length: int) -> str:
@@ -142,7 +144,7 @@ def _nothing_left(tokens: _Tokens, max_length: int) -> str:
         return ""
     if any(tokens.learned[1:]):
         return f"the prompt fills model_max_length {max_length}"
-    return "the response is empty"
+    return "the row is of one token" if any(tokens.learned) else "the response is empty"
 
 
 def _tokenised(
@@ -180,7 +182,7 @@ def _pair(row: Row, fields: Sequence[str] | None) -> tuple[str, str]:
                 "instruction and output, or messages; dataset_field names others"
             )
         extra = row.values.get("input")
-        query, response = (_text(row, name) for name in fields)
+        query, response = _text(row, fields[0]), _response(row, fields[1])
         if extra is None or extra == "":
             return query, response
         return f"{query}\n\n### Input:\n{_text(row, 'input')}", response
@@ -190,8 +192,12 @@ def _pair(row: Row, fields: Sequence[str] | None) -> tuple[str, str]:
             f"dataset_field: {row.place} has no {missing[0]!r}, but "
             f"{', '.join(row.values) or 'nothing'}"
         )
-    query, response = (_text(row, name) for name in fields)
-    return query, response
+    return _text(row, fields[0]), _response(row, fields[1])
+
+
+def _response(row: Row, name: str) -> str:
+    """The response of a row; none where it is null, as tables have it."""
+    return "" if row.values[name] is None else _text(row, name)
 
 
 def _text(row: Row, name: str) -> str:

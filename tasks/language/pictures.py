@@ -28,6 +28,8 @@ def samples(run: Run, config: InstructConfig) -> list[Passage]:
     found = []
     for i in chosen:
         prompt, wanted = source.texts(i)
+        if not len(prompt):  # a conversation that the assistant begins
+            continue
         told = answer(run, prompt, config.max_new_tokens)
         asked = source.tokenizer.decode(prompt.tolist(), skip_special_tokens=True)
         text = f"{asked}\n\n--- wanted:\n{wanted}\n\n--- the model:\n{told}"

@@ -101,7 +101,7 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
             parts += command.pictures(trained)
         if trained is not None and command.passages is not None:
             passages += command.passages(trained, run.config)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # out of memory too: the run itself is done
         gone = f"Nothing by the model: {error}"
     section = [f"<h2>{html.escape(run.name)}</h2>"]
     for name, figure, description in parts:

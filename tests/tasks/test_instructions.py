@@ -275,11 +275,12 @@ def test_a_batch_is_padded_on_the_right_and_each_row_is_as_it_is_alone(tokenizer
 def test_rows_that_leave_nothing_to_learn_are_dropped_counted_and_listed(tokenizer):
     long = {"instruction": "word " * 300, "output": "x"}
     empty = {"instruction": "Say nothing.", "output": ""}
-    source = Instructions(rows([*ALPACA, long, long, empty, ALPACA[0], long]), tokenizer)
+    null = {"instruction": "Say nothing.", "output": None}
+    source = Instructions(rows([*ALPACA, long, long, empty, ALPACA[0], long, null]), tokenizer)
     assert [row.number for row in source.rows] == [1, 2, 3, 7]
     assert told(source.dropped, len(source)) == (
-        "4 of 8 rows leave nothing to learn (the prompt fills model_max_length 512: rows 4-5, 8; "
-        "the response is empty: rows 6)"
+        "5 of 9 rows leave nothing to learn (the prompt fills model_max_length 512: rows 4-5, 8; "
+        "the response is empty: rows 6, 9)"
     )
     assert bool((source.targets > 0).all())
     assert source.locate(3) == "data.json row 7"
@@ -324,7 +325,7 @@ def test_braces_in_data_are_no_placeholders(tokenizer):
     [
         ({"question": "a"}, {}, r"data\.json row 1 has the fields question; expected instruction"),
         ({"instruction": 3, "output": "a"}, {}, r"row 1: instruction must be a text, not 3"),
-        ({"instruction": "a", "output": None}, {}, r"row 1: output must be a text, not None"),
+        ({"instruction": "a", "output": 4}, {}, r"row 1: output must be a text, not 4"),
         ({"instruction": "a", "input": [], "output": "b"}, {}, r"row 1: input must be a text"),
         ({"q": "a"}, {"fields": ["q", "r"]}, r"dataset_field: data\.json row 1 has no 'r', but q"),
         ({"q": "a"}, {"fields": ["q"]}, r"names a query and a response, not \['q'\]"),
@@ -381,6 +382,15 @@ def test_chats_that_cannot_be_learned_from_are_named(chatting, tokenizer):
     chatting.chat_template = "{% for m in messages[-1:] %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match=r"row 1: .* message 2 does not continue"):
         Instructions(rows([said("hi", "ho", "hu", "ha")]), chatting)
+
+
+@pytest.mark.parametrize("learned", ["response", "all"])
+def test_the_prompt_is_told_from_the_response_whatever_is_learned(tokenizer, learned):
+    source = Instructions(rows(ALPACA), tokenizer, prompt="Q {instruction}\n", learned=learned)
+    for i, row in enumerate(source.rows):
+        before, response = source.texts(i)
+        assert tokenizer.decode(before.tolist()).startswith("Q " + row.values["instruction"])
+        assert response == row.values["output"]
 
 
 def test_an_assistant_that_says_nothing_leaves_nothing_to_learn(chatting):

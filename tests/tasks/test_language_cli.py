@@ -335,6 +335,17 @@ def test_other_ways_to_train(data, released, tmp_path, options):
     assert (folder.path / "adapter" / "adapter_config.json").is_file()
 
 
+def test_a_run_that_learns_all_of_every_row_answers_in_its_report(data, released, tmp_path, capsys):
+    path = tmp_path / "run"
+    given = {name: value for name, value in OPTIONS.items() if name != "progress"}
+    words = [w for name, value in given.items() for w in (f"--{name}", str(value))]
+    argv = ["instruct", "--data", str(data), "--model_name_or_path", str(released), *words]
+    argv += ["--output_dir", str(path), "--adapter", "full", "--method", "full"]
+    assert cli.main([*argv, "--supervise", "all", "--epochs", "1"]) == 0
+    page = (path / "report" / "report.html").read_text()
+    assert page.count("--- the model:") == 2
+
+
 def checkpoints_of(folder: RunFolder) -> list[Path]:
     return sorted(folder.checkpoints.glob("checkpoint-*"))
 

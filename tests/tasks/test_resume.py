@@ -242,6 +242,22 @@ def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(whole, b
     assert_same_end(whole(), folder)
 
 
+def test_attent_simple_from_when_it_always_observed_still_does(whole, begin):
+    """Its options said ``scores: fresh`` then, the default, which had no effect on it."""
+    options = {"method": "attent_simple"}
+    folder = begin(50, **options)
+    path = last_checkpoint(folder)
+    state, about = load_state(path)
+    given = yaml.safe_load(folder.config.read_text())
+    for old in (about["options"], given):
+        del old["reselect"]
+        old["scores"] = "fresh"
+    save_state(state, path, about)
+    folder.config.write_text(yaml.safe_dump(given))
+    resume(folder.path, silent)
+    assert_same_end(whole(**options), folder)
+
+
 def test_a_line_of_the_log_that_a_kill_cut_short_is_written_again(whole, begin):
     folder = begin(50)
     with folder.log.open("a") as file:
