@@ -8,7 +8,8 @@
 each seed from one small Llama that was trained on all of every row of that seed's split: plain
 training, AtteNTSimple 0.7 and a random 0.7, under one budget of tokens. Held-out perplexity after
 each epoch's worth of tokens, and the tokens and CPU seconds at which each is as good as plain
-training is at its end. The rate of the three decays over the whole budget: at half of it none is at rest.
+training is at its end. The rate of all three decays over the whole budget: at half of it none is at
+rest.
 
 ``speed``: tokens a second of the `train` stage (losses observed) against a plain `Trainer` of
 transformers, on the same model, batches and optimiser, in turn in one process. The Trainer is given

@@ -110,6 +110,20 @@ def load_text_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def pad_alike(model: Any, tokenizer: Any) -> None:
+    """Let a model know its tokenizer's padding, where it has to.
+
+    Args:
+        model: from `build_classifier`. A causal one classifies by the last token that is not
+            padding; many such are given out with none in their config, or another.
+        tokenizer: its own. For a causal model it pads on the right, whatever it did: positions
+            count from the left.
+    """
+    if accepted(model, ["past_key_values"]):
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        tokenizer.padding_side = "right"
+
+
 def accepted(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Which of these the model's forward takes by name."""
     base: Any = getattr(model, "get_base_model", lambda: model)()

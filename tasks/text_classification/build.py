@@ -14,6 +14,7 @@ from attent.models.text_classifier import (
     head_of,
     known_classes,
     load_text_tokenizer,
+    pad_alike,
 )
 from attent.pipeline import Source
 from attent.pipeline.checkpoint import write_atomically
@@ -45,6 +46,7 @@ def build_classify_text(config: TextClassifyConfig, *, initial: bool = True) -> 
     with all_global_generators(fold(config.seed, "model")):
         model, fresh = build_classifier(path, source.classes)
     check_words(model, source.tokenizer, config)
+    pad_alike(model, source.tokenizer)
     with all_global_generators(fold(config.seed, "adapters")):
         model = with_adapters(
             model,

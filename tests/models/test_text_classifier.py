@@ -16,6 +16,7 @@ from attent.models.text_classifier import (
     head_of,
     known_classes,
     load_text_tokenizer,
+    pad_alike,
 )
 from attent.tasks.data.texts import INPUTS
 from tests.tasks.texts import encoder_of, release, tokenizer_of
@@ -26,6 +27,7 @@ HEADS = {
     "roberta": ["classifier"],
     "distilbert": ["pre_classifier", "classifier"],
     "modernbert": ["head", "classifier"],
+    "llama": ["score"],
 }
 """The test's BERT is one of masked language modelling, which has no pooler."""
 
@@ -64,7 +66,7 @@ def test_what_the_path_has_is_loaded_and_what_it_has_not_is_told(released, famil
     for name, value in model.base_model.state_dict().items():
         if "pooler" not in name:
             assert torch.equal(value, origin.state_dict()[name]), name
-    assert any(name.startswith("classifier.") for name in fresh)
+    assert any(name.startswith(("classifier.", "score.")) for name in fresh)
     assert ("bert.pooler.dense.weight" in fresh) == (family == "bert")
     assert model.config.id2label == dict(enumerate(CLASSES))
     assert model.config.label2id == {name: i for i, name in enumerate(CLASSES)}
@@ -120,6 +122,27 @@ def test_a_tokenizer_that_does_not_pad_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"has no token for padding \(pad_token\)"):
         load_text_tokenizer(str(tmp_path))
+
+
+def test_a_causal_model_knows_the_padding_of_its_tokenizer(released):
+    """It classifies by the last token that is none; one that is told another reads padding."""
+    tokenizer = load_text_tokenizer(str(released("llama")))
+    tokenizer.padding_side = "left"
+    for known in (None, 7):
+        model, _ = build_classifier(str(released("llama")), CLASSES)
+        model.config.pad_token_id = known
+        pad_alike(model, tokenizer)
+        assert model.config.pad_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.padding_side == "right"
+
+
+def test_an_encoder_is_padded_as_its_tokenizer_does_it(released):
+    model, _ = build_classifier(str(released("bert")), CLASSES)
+    tokenizer = load_text_tokenizer(str(released("bert")))
+    tokenizer.padding_side = "left"
+    model.config.pad_token_id = 7
+    pad_alike(model, tokenizer)
+    assert (model.config.pad_token_id, tokenizer.padding_side) == (7, "left")
 
 
 def test_a_model_is_given_what_its_forward_takes(released):

@@ -9,7 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from attent.models.adapters import with_adapters
-from attent.models.text_classifier import build_classifier, head_of
+from attent.models.text_classifier import (
+    build_classifier,
+    head_of,
+    load_text_tokenizer,
+    pad_alike,
+)
 from attent.pipeline import (
     Step,
     adamw,
@@ -30,7 +35,7 @@ from attent.tasks.text_classification import TextClassification
 from tests.tasks.texts import release
 
 WORDS = 40
-FAMILIES = ["bert", "roberta", "distilbert", "modernbert"]
+FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "llama"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,7 @@ def task_of(released):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, fresh = build_classifier(released(family), ["a", "b", "c"])
+            pad_alike(model, load_text_tokenizer(released(family)))
             model = with_adapters(
                 model, adapter, rank=2, alpha=4, dropout=dropout, head=head_of(model, fresh)
             )
@@ -130,8 +136,9 @@ def test_scores_are_those_of_a_plain_loop_over_texts_alone(task_of, family, adap
         torch.stack, zip(*(by_hand(task, rows, i) for i in range(6)), strict=True)
     )
     some = torch.tensor([3, 1])
-    # RoBERTa counts positions from what is not padding, so that there padding is no junk.
-    padded = rows.padded(some, 20, junk=0 if family == "roberta" else 7)
+    # RoBERTa counts positions from what is not padding, Llama looks for the last such token: for
+    # both padding is no junk.
+    padded = rows.padded(some, 20, junk=0 if family in ("roberta", "llama") else 7)
     for signal, expected in (
         ("loss", loss), ("grad_norm", norm), ("vmap_grad_norm", norm),
         ("looped_grad_norm", norm), ("output_grad_norm", output),

@@ -262,7 +262,7 @@ def test_other_ways_to_train(data, released, tmp_path, options):
         assert model.config.id2label == dict(enumerate(KINDS))
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "modernbert", "llama"])
 def test_other_encoders_learn_it_too(data, tmp_path, family):
     path = release(tmp_path / family, family)
     options = {"target_modules": "all-linear", "epochs": 5, "lr": 0.005}

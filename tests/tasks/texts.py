@@ -28,6 +28,8 @@ from transformers import (
     BertForMaskedLM,
     DistilBertConfig,
     DistilBertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertModel,
     PreTrainedTokenizerFast,
@@ -100,7 +102,7 @@ def tokenizer_of(texts: Sequence[str], vocab_size: int = 400) -> PreTrainedToken
 
 
 def encoder_of(family: str, vocab_size: int) -> Any:
-    """An encoder with fresh weights, far from even ones."""
+    """An encoder with fresh weights, far from even ones; a Llama as those that name no padding."""
     names = {"vocab_size": vocab_size, "pad_token_id": 0, "initializer_range": 0.15}
     made = {
         "bert": lambda: BertForMaskedLM(
@@ -119,6 +121,12 @@ def encoder_of(family: str, vocab_size: int) -> Any:
             ModernBertConfig(
                 **names, **SMALL, max_position_embeddings=POSITIONS, local_attention=8,
                 bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
+            )
+        ),
+        "llama": lambda: LlamaForCausalLM(
+            LlamaConfig(
+                **names | {"pad_token_id": None}, **SMALL, max_position_embeddings=POSITIONS,
+                bos_token_id=2, eos_token_id=3,
             )
         ),
     }  # fmt: skip
