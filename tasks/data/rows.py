@@ -47,9 +47,9 @@ def read_rows(data: str, *, split: str = "train", sub_task: Sequence[str] = ()) 
 
     Args:
         data: a file (.json: a list of objects, or one object a line; .jsonl; .csv with a line of
-            names; .parquet), a folder of such files (named by split: ``train.json``,
-            ``train-00000.parquet``; else all that no other split is named by) or of a data set that
-            `datasets` has saved, or the name of a data set of the hub.
+            names, its values texts; .parquet), a folder of such files (named by split:
+            ``train.json``, ``train-00000.parquet``; else all that no other split is named by) or of
+            a data set that `datasets` has saved, or the name of a data set of the hub.
         split: ``train``, or a part of a split: ``train[:1000]``, ``train[50%:]``.
         sub_task: folders of the data, each as ``NAME`` or ``NAME:COUNT`` for its first rows; all
             are taken together.
@@ -181,8 +181,14 @@ def _table(path: Path) -> list[Any]:
     try:
         if path.suffix == ".parquet":
             return parquet.read_table(path).to_pylist()
-        texts = csv.ParseOptions(newlines_in_values=True)
-        return csv.read_csv(path, parse_options=texts).to_pylist()
+        lines = csv.ParseOptions(newlines_in_values=True)
+        with csv.open_csv(path, parse_options=lines) as head:
+            names = head.schema.names
+        # As it is written: of a class 007 or a response True nothing else may be made.
+        texts = csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=False
+        )
+        return csv.read_csv(path, parse_options=lines, convert_options=texts).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"data: {path} cannot be read as {path.suffix[1:]}: {error}") from error
 

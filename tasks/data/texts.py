@@ -5,6 +5,7 @@ Shapes: N rows, B of them in a batch, T tokens of the longest in it, K classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class Texts:
         rows: from `read_rows`.
         tokenizer: of transformers; what a text begins and ends with is its own affair.
         classes: names of the K classes, in the order of their numbers; None for those of the rows:
-            whole numbers by size, else by name.
+            by size if all are whole numbers, else by name.
         known: names in an order to be kept where the rows are of just these classes.
         fields: name of the text; or of two, which the tokenizer makes one row of.
         label_field: name of the class, a text or a whole number.
@@ -76,6 +77,7 @@ class Texts:
         self.labels = torch.tensor([_number(row, label_field, numbers) for row in self.rows])
         texts = [[row.values[name] for row in self.rows] for name in self.fields]
         given = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+        _forget(tokenizer)
         self._given = {name: given[name] for name in INPUTS if name in given}
         self.lengths = torch.tensor([len(ids) for ids in self._given["input_ids"]])
 
@@ -101,6 +103,14 @@ class Texts:
         return "\n".join(f"{name}: {values[name]}" for name in self.fields)
 
 
+def _forget(tokenizer: Any) -> None:
+    """Let a tokenizer cut and pad nothing of itself: it is saved with what it was last asked."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
 def _classes_of(rows: Sequence[Row], field: str) -> list[str]:
     """The names of the classes that rows are of, in order."""
     first, found = _label(rows[0], field), set()
@@ -114,7 +124,9 @@ def _classes_of(rows: Sequence[Row], field: str) -> list[str]:
         found.add(label)
     if len(found) < 2:
         raise ValueError(f"data: {field} is {first!r} in every row: there is nothing to tell apart")
-    return [str(label) for label in sorted(found)]
+    names = sorted(map(str, found))
+    numbers = all(re.fullmatch("-?[0-9]+", name) for name in names)
+    return sorted(names, key=int) if numbers else names
 
 
 def _number(row: Row, field: str, numbers: dict[str, int]) -> int:
@@ -133,11 +145,16 @@ def _label(row: Row, field: str) -> str | int:
         raise ValueError(
             f"data: {row.place}: {field} must be a text or a whole number, not {value!r:.80}"
         )
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(f"data: {row.place}: {field} is empty")
     return value
 
 
 def _text(row: Row, field: str) -> str:
+    """What a field holds; nothing where it is null."""
     value = _field(row, field, "text_field")
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise ValueError(f"data: {row.place}: {field} must be a text, not {value!r:.80}")
     return value

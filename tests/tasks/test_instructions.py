@@ -184,13 +184,6 @@ def test_a_malformed_file_is_named_with_its_row(tmp_path, name, content, message
         read_rows(str(path))
 
 
-def test_a_field_of_csv_may_hold_lines_commas_and_nothing(tmp_path):
-    (tmp_path / "a.csv").write_text('text,label\n"one, two\nthree",7\n"",8\nNA,9\n')
-    found = values(read_rows(str(tmp_path / "a.csv")))
-    assert [row["text"] for row in found] == ["one, two\nthree", "", "NA"]
-    assert [row["label"] for row in found] == [7, 8, 9]
-
-
 def test_text_that_is_not_utf8(tmp_path):
     (tmp_path / "a.json").write_bytes(b'[{"a": "\xff"}]')
     with pytest.raises(ValueError, match=r"a\.json is not UTF-8"):

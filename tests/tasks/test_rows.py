@@ -97,3 +97,54 @@ def test_the_held_out_rows_that_are_measured_are_drawn_from_all_of_them(tmp_path
     assert sample_rows(rows, 100, seed=4) != some
     for count in (None, 1000, 2000):
         assert sample_rows(rows, count, seed=3) == rows
+
+
+# --- CSV
+
+
+def csv(folder: Path, text: str) -> list[dict]:
+    (folder / "a.csv").write_text(text)
+    return [row.values for row in read_rows(str(folder / "a.csv"))]
+
+
+def test_a_csv_holds_what_is_written_in_it(tmp_path):
+    """No value is taken for a number, a date or nothing: every column is text."""
+    written = {
+        "label": ["007", "12", "1e3"], "yes": ["True", "False", "true"], "all": ["4", "5", "6"],
+        "day": ["2024-01-31", "2024-02-29", "now"], "none": ["", "NA", "null"],
+    }  # fmt: skip
+    rows = [
+        dict(zip(written, column, strict=True)) for column in zip(*written.values(), strict=True)
+    ]
+    lines = [",".join(row) for row in (written, *(row.values() for row in rows))]
+    assert csv(tmp_path, "\n".join(lines)) == rows
+
+
+def test_a_field_of_csv_may_hold_lines_and_commas(tmp_path):
+    found = csv(tmp_path, '\ufefftext,label\n"one, two\nthree",7\n"",8\n"4",\n')
+    assert found == [
+        {"text": "one, two\nthree", "label": "7"}, {"text": "", "label": "8"},
+        {"text": "4", "label": ""},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1,2\n3\n", r"a\.csv cannot be read as csv: .* Expected 2 col"),
+        (b"", r"a\.csv cannot be read as csv: .*[Ee]mpty"),
+        (b"a,b\n", r"a\.csv holds no rows in train"),
+        (b"a,b\nx,\xff\n", r"a\.csv cannot be read as csv: .*UTF"),
+    ],
+)
+def test_a_malformed_csv_is_named(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_rows(str(tmp_path / "a.csv"))
+
+
+def test_a_csv_of_more_than_a_block_is_read_alike_to_its_end(tmp_path):
+    """What a column is must not be guessed from the first megabyte."""
+    found = csv(tmp_path, "a,b\n" + f"{'x' * 1000},1\n" * 3000 + "y,words\n")
+    assert len(found) == 3001
+    assert (found[0]["b"], found[-1]["b"]) == ("1", "words")

@@ -73,6 +73,10 @@ def test_rows_are_cut_to_a_length_with_their_end(tokenizer):
     [
         (["b", "a", "c", "a"], [], ["a", "b", "c"]),
         ([10, 9, 2, 2], [], ["2", "9", "10"]),
+        (["10", "9", "-1", "9"], [], ["-1", "9", "10"]),
+        (["007", "7", "10", "8"], [], ["007", "7", "8", "10"]),
+        (["10", "9", "b", "9"], [], ["10", "9", "b"]),
+        (["\u00b2", "1", "1", "1"], [], ["1", "\u00b2"]),
         (["b", "a", "c", "a"], ["c", "a", "b"], ["c", "a", "b"]),
         (["b", "a", "c", "a"], ["LABEL_0", "LABEL_1", "LABEL_2"], ["a", "b", "c"]),
     ],
@@ -95,15 +99,16 @@ def test_held_out_rows_have_the_classes_of_those_trained_on(tokenizer):
 
 
 def test_rows_without_a_text_are_dropped_counted_and_listed(tokenizer):
-    values = [*VALUES, {"text": " \n", "label": "stone"}, {"text": "", "label": "fruit"}]
+    empty = [" \n", "", None]
+    values = [*VALUES, *({"text": text, "label": "stone"} for text in empty)]
     source = Texts(rows(values), tokenizer)
     assert len(source) == 4
     assert source.classes == ["animal", "fruit"]
     assert (
         told(source.dropped, len(source))
-        == "2 of 6 rows leave nothing to learn (text is empty: rows 5-6)"
+        == "3 of 7 rows leave nothing to learn (text is empty: rows 5-7)"
     )
-    with pytest.raises(ValueError, match=r"all of 2 rows are empty: a\.json row 1: text is empty"):
+    with pytest.raises(ValueError, match=r"all of 3 rows are empty: a\.json row 1: text is empty"):
         Texts(rows(values[4:]), tokenizer)
 
 
@@ -117,6 +122,7 @@ def test_rows_without_a_text_are_dropped_counted_and_listed(tokenizer):
         ),
         ({"label": None}, r"a\.json row 2: label must be a text or a whole number, not None"),
         ({"label": True}, r"a\.json row 2: label must be a text or a whole number, not True"),
+        ({"label": " "}, r"a\.json row 2: label is empty"),
         ({"label": 0.5}, r"a\.json row 2: label must be a text or a whole number, not 0\.5"),
     ],
 )
@@ -142,3 +148,11 @@ def test_fields_that_are_not_there_are_told_with_those_that_are(tokenizer):
 def test_one_class_is_nothing_to_tell_apart(tokenizer):
     with pytest.raises(ValueError, match="label is 'fruit' in every row: there is nothing to tell"):
         Texts(rows([VALUES[0], VALUES[2]]), tokenizer)
+
+
+def test_a_tokenizer_cuts_and_pads_nothing_when_others_use_it(tokenizer):
+    """What is saved beside the model must not cut the rows of those who load it."""
+    Texts(rows(), tokenizer, max_length=5)
+    assert tokenizer.backend_tokenizer.truncation is None
+    assert tokenizer.backend_tokenizer.padding is None
+    assert len(tokenizer.backend_tokenizer.encode(VALUES[2]["text"]).ids) > 5
