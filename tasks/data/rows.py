@@ -70,6 +70,13 @@ def read_rows(data: str, *, split: str = "train", sub_task: Sequence[str] = ()) 
     return found
 
 
+def are_rows(data: str) -> bool:
+    """Whether data are rows by their look: a file of them, a folder of such files, or one saved."""
+    path = Path(data)
+    pictures = (path / "train").is_dir()  # by class, beside which there may be other files
+    return path.suffix in SUFFIXES or _is_saved(path) or (not pictures and bool(_files(path)))
+
+
 def parse_split(split: str) -> tuple[str, str | None, str | None]:
     """``train[:10%]`` as its name and its bounds, None where there is none.
 
@@ -200,12 +207,9 @@ def _folder(folder: Path, split: str) -> list[Row]:
             f"sub_task: there is no folder {folder}; {folder.parent} has "
             f"{', '.join(there[:8]) or 'none'}"
         )
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+    if _is_saved(folder):
         return _saved(folder, split)
-    files = sorted(
-        p for where in (folder, folder / "data") if where.is_dir() for p in where.iterdir()
-        if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")
-    )  # fmt: skip
+    files = _files(folder)
     named = [p for p in files if re.fullmatch(rf"{re.escape(split)}([-_.].*)?", p.stem)]
     if not named and split == "train":
         named = [p for p in files if not OTHERS.fullmatch(p.stem)]
@@ -215,6 +219,19 @@ def _folder(folder: Path, split: str) -> list[Row]:
             f"{', '.join(p.name for p in files[:8]) or 'nothing'}"
         )
     return [row for path in named for row in _file(path)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of rows in a folder, in order."""
+    return sorted(
+        p for where in (folder, folder / "data") if where.is_dir() for p in where.iterdir()
+        if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")
+    )  # fmt: skip
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` has saved a data set in a folder."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
 def _saved(folder: Path, split: str) -> list[Row]:

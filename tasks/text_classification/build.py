@@ -21,7 +21,7 @@ from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.keyed import all_global_generators, fold
 from attent.tasks.build import Run, assemble, device_of
 from attent.tasks.config import ConfigError
-from attent.tasks.data.rows import SUFFIXES
+from attent.tasks.data.rows import SUFFIXES, are_rows
 from attent.tasks.data.texts import Texts
 from attent.tasks.text.build import check_words, notes_of, rows_of_data, rows_of_other
 from attent.tasks.text.folder import list_dropped
@@ -137,7 +137,8 @@ def _check_given(config: TextClassifyConfig) -> None:
         )
     path = Path(config.data)
     pictures = config.data in ("digits", "scenes") or path.suffix == ".npz"
-    if pictures or ((path / "train").is_dir() and (path / "val").is_dir()):
+    folders = (path / "train").is_dir() and (path / "val").is_dir() and not are_rows(config.data)
+    if pictures or folders:
         raise ConfigError(
             f"data: {config.data} are pictures, and model_name_or_path is of text: leave it out to "
             f"classify pictures, or give a file of texts ({', '.join(SUFFIXES)})"

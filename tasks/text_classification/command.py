@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from attent.tasks.classification.command import CLASSIFY
 from attent.tasks.command import Command, Form
-from attent.tasks.data.rows import SUFFIXES
+from attent.tasks.data.rows import are_rows
 from attent.tasks.text.folder import save
 from attent.tasks.text_classification.build import (
     build_classify_text,
@@ -22,8 +21,7 @@ from attent.tasks.text_classification.pictures import as_text, hardest_and_easie
 
 def _is_text(given: Mapping[str, Any]) -> bool:
     """Whether options are those of texts: a model of transformers, or rows."""
-    rows = Path(str(given.get("data"))).suffix in SUFFIXES
-    return rows or given.get("model_name_or_path") is not None
+    return are_rows(str(given.get("data"))) or given.get("model_name_or_path") is not None
 
 
 CLASSIFY_TEXT = Command(
@@ -39,7 +37,7 @@ CLASSIFY_TEXT = Command(
     save=save,
     form=Form(
         of="classify",
-        when="with model_name_or_path, or a file of rows as data",
+        when="with model_name_or_path, or rows of text as data",
         holds=_is_text,
     ),
 )

@@ -15,7 +15,7 @@ from attent.tasks.data.texts import Texts
 from attent.tasks.text_classification.config import TextClassifyConfig
 
 LOOKED_AT = 1000
-"""Held-out texts among which the hardest and the easiest are looked for."""
+"""Held-out texts among which the hardest and the easiest are looked for, from all over them."""
 
 
 def as_text(source: Any, index: int) -> str:
@@ -34,7 +34,7 @@ def hardest_and_easiest(run: Run, config: TextClassifyConfig) -> list[Passage]:
     """
     source = run.held_out
     assert isinstance(source, Texts)
-    index = torch.arange(min(len(source), LOOKED_AT))
+    index = looked_at(len(source))
     shares = torch.cat([_shares(run, part) for part in index.split(config.score_batch_size)])
     right = shares.gather(1, source.labels[index][:, None]).squeeze(1)
     order = right.argsort(stable=True)
@@ -52,6 +52,12 @@ def hardest_and_easiest(run: Run, config: TextClassifyConfig) -> list[Passage]:
         )
         for title, some in chosen.items()
     ]
+
+
+def looked_at(count: int) -> Tensor:
+    """Indices of `LOOKED_AT` of so many texts at an even stride; of all where there are fewer."""
+    some = min(count, LOOKED_AT)
+    return torch.arange(some) * count // some
 
 
 def _shares(run: Run, index: Tensor) -> Tensor:

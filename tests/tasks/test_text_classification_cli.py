@@ -12,6 +12,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from peft import PeftModel
@@ -28,6 +29,7 @@ from attent.tasks.config import ConfigError, without_effect
 from attent.tasks.run import RunFolder, load_trained, resume, start
 from attent.tasks.text_classification.build import load_data
 from attent.tasks.text_classification.config import TextClassifyConfig
+from attent.tasks.text_classification.pictures import LOOKED_AT, looked_at
 from tests.tasks.test_resume import silent, wait_for_checkpoint
 from tests.tasks.texts import KINDS, encoder_of, labelled, release, tokenizer_of, write
 
@@ -194,6 +196,16 @@ def test_the_report_shows_texts_and_a_curve_of_accuracy(tuned):
     assert all(told == label and float(share) > 80 for told, share, label in parts[5:])
 
 
+@pytest.mark.parametrize("count", [1, LOOKED_AT, LOOKED_AT + 1, 3 * LOOKED_AT, 10**6 + 7])
+def test_the_hardest_and_the_easiest_are_looked_for_all_over_the_held_out_texts(count):
+    found = looked_at(count)
+    steps = set(found.diff().tolist())
+    assert len(found) == min(count, LOOKED_AT)
+    assert found[0] == 0
+    assert count - found[-1] <= -(-count // LOOKED_AT)
+    assert steps <= {count // LOOKED_AT, -(-count // LOOKED_AT)} - {0}
+
+
 def test_evaluate_measures_it_again_and_on_other_rows(tuned, tmp_path, capsys):
     assert cli.main(["evaluate", str(tuned.path)]) == 0
     found = float(re.search(r"accuracy\s+([\d.]+)", capsys.readouterr().out)[1])
@@ -298,6 +310,13 @@ def test_pairs_and_whole_numbers_as_classes(released, tmp_path):
     assert "b: " in (folder.path / "report" / "report.html").read_text()
 
 
+def test_a_saved_data_set_of_train_and_val_is_no_folder_of_pictures(released, tmp_path):
+    rows = datasets.Dataset.from_list(labelled(8))
+    datasets.DatasetDict({"train": rows, "val": rows}).save_to_disk(tmp_path / "saved")
+    source, held_out = load_data(config_of(tmp_path / "saved", released, tmp_path / "run"))
+    assert len(source) + len(held_out) == 24
+
+
 def test_rows_that_are_dropped_are_told(released, tmp_path):
     values = labelled(20)
     values[7] = values[7] | {"text": "  "}
@@ -327,6 +346,12 @@ def test_a_plan_is_of_text_too(data, released, capsys):
         ("classify --data_path=b.jsonl", "classify_text"),
         ("classify --model_name_or_path bert --data c", "classify_text"),
         ("classify --model multivit_base --data folder", "classify"),
+        ("classify --data rows", "classify_text"),
+        ("classify --data hub", "classify_text"),
+        ("classify --data saved", "classify_text"),
+        ("classify --data pictures", "classify"),
+        ("classify --data empty", "classify"),
+        ("classify --epochs 3", "classify"),
         ("classify --config text.yaml", "classify_text"),
         ("classify --config text.yaml --model_name_or_path=other", "classify_text"),
         ("classify --config pictures.yaml", "classify"),
@@ -339,6 +364,13 @@ def test_what_classify_is_meant_by_its_options(argv, command, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     Path("text.yaml").write_text("model_name_or_path: bert\ndata: c\n")
     Path("pictures.yaml").write_text("data: digits\n")
+    for name in (
+        "rows/train.jsonl", "hub/data/train-00000.parquet", "hub/README.md", "empty/README.md", "here.csv",
+        "pictures/train/cat/1.png", "pictures/val/cat/1.png", "pictures/names.json",
+        "saved/dataset_dict.json", "saved/train/state.json", "saved/val/state.json",
+    ):  # fmt: skip
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
     assert cli.rewritten(argv.split())[1][0] == command
 
 
@@ -347,7 +379,7 @@ def test_the_help_of_each_form_is_its_own(capsys):
         with pytest.raises(SystemExit):
             cli.main(words)
     pictures, text = capsys.readouterr().out.split("usage:")[1:]
-    told = "with model_name_or_path, or a file of rows as data, it is attent classify_text."
+    told = "with model_name_or_path, or rows of text as data, it is attent classify_text."
     assert told in " ".join(pictures.split())
     assert "--crop_scale" in pictures
     assert "--lora_rank" not in pictures
@@ -418,6 +450,7 @@ def test_a_class_that_only_held_out_rows_have_is_named(released, tmp_path):
     ("argv", "message"),
     [
         ("--data a.jsonl", "model_name_or_path: texts are classified by a model of transformers"),
+        ("--data rows", "model_name_or_path: texts are classified by a model of transformers"),
         ("--model_name_or_path bert", "data: give texts with their classes: a file (.json, .jsonl"),
         (
             "--data digits --lora_rank 8",
@@ -427,6 +460,8 @@ def test_a_class_that_only_held_out_rows_have_is_named(released, tmp_path):
 )
 def test_half_of_what_text_needs(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path("rows").mkdir()
+    write(Path("rows/train.jsonl"), labelled(2))
     assert cli.main(["classify", *argv.split()]) == 2
     assert message in capsys.readouterr().err
 
