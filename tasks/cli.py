@@ -8,7 +8,6 @@ import itertools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
@@ -17,12 +16,11 @@ from rich.console import Console
 from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
 from attent.pipeline.stream import num_batches
-from attent.tasks.config import without_effect
+from attent.tasks.config import ConfigError, without_effect
 from attent.tasks.words import (
     config_files,
     explain,
     given_options,
-    key_lines,
     one_name,
     readable,
 )
@@ -227,7 +225,7 @@ def rewritten(argv: Sequence[str]) -> tuple[bool, list[str]]:
     rest = list(argv[2:] if named else argv[1:])
     if rest and not rest[0].startswith("-"):
         rest = ["--config", *rest]
-    return True, _files_first(_as_meant([named or _command_of(config_files(rest)), *rest]))
+    return True, _files_first(_as_meant([named or _command_of(rest), *rest]))
 
 
 def _as_meant(argv: Sequence[str]) -> list[str]:
@@ -237,17 +235,27 @@ def _as_meant(argv: Sequence[str]) -> list[str]:
     return [meant(argv[0], given_options(argv)), *argv[1:]] if argv else []
 
 
-def _command_of(files: Sequence[str]) -> str:
-    """The command whose options all keys of the files are; the first of those that fit."""
+def _command_of(argv: Sequence[str]) -> str:
+    """The command that knows most of the options given; the first of several.
+
+    Raises:
+        ConfigError: they fit two that do other things with the same texts.
+    """
     from attent.tasks.commands import COMMANDS
 
-    keys = {key for file in files if Path(file).is_file() for key in key_lines(Path(file))}
+    given = set(given_options(argv))
     known = {
-        name: {field.name for field in dataclasses.fields(command.config)}
+        name: len(given & {field.name for field in dataclasses.fields(command.config)})
         for name, command in COMMANDS.items()
     }
     # The one that knows most of them, so that its error names the key that is wrong.
-    return max(known, key=lambda name: len(keys & known[name]))
+    best = [name for name, count in known.items() if count == max(known.values())]
+    if set(best) == {"instruct", "classify_text"}:
+        raise ConfigError(
+            f"the options fit attent {' and '.join(best)} alike: name the one that is meant, such "
+            f"as attent plan {best[0]} {' '.join(config_files(argv))}"
+        )
+    return best[0]
 
 
 def _files_first(argv: list[str]) -> list[str]:

@@ -357,6 +357,9 @@ def test_a_plan_is_of_text_too(data, released, capsys):
         ("classify --config pictures.yaml", "classify"),
         ("plan classify text.yaml", "classify_text"),
         ("plan classify pictures.yaml", "classify"),
+        ("plan pictures.yaml", "classify"),
+        ("plan text.yaml --label_field stars", "classify_text"),
+        ("plan text.yaml --prompt={instruction}", "instruct"),
         ("instruct --model_name_or_path a --data b.json", "instruct"),
     ],
 )
@@ -365,13 +368,23 @@ def test_what_classify_is_meant_by_its_options(argv, command, tmp_path, monkeypa
     Path("text.yaml").write_text("model_name_or_path: bert\ndata: c\n")
     Path("pictures.yaml").write_text("data: digits\n")
     for name in (
-        "rows/train.jsonl", "hub/data/train-00000.parquet", "hub/README.md", "empty/README.md", "here.csv",
+        "rows/train.jsonl", "hub/data/train-00000.parquet", "hub/README.md", "empty/README.md",
+        "here.csv",
         "pictures/train/cat/1.png", "pictures/val/cat/1.png", "pictures/names.json",
         "saved/dataset_dict.json", "saved/train/state.json", "saved/val/state.json",
     ):  # fmt: skip
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     assert cli.rewritten(argv.split())[1][0] == command
+
+
+def test_a_plan_of_what_fits_two_commands_alike_asks_which(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("text.yaml").write_text("model_name_or_path: bert\ndata: c.json\nlora_rank: 8\n")
+    assert cli.main(["plan", "text.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert "error: the options fit attent instruct and classify_text alike: name the one" in told
+    assert "such as attent plan instruct text.yaml" in told
 
 
 def test_the_help_of_each_form_is_its_own(capsys):
