@@ -49,6 +49,8 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
                 "export",
                 "evaluate",
                 "predict",
+                "instruct",
+                "merge",
             },
         ),
         (
