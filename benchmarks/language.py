@@ -2,6 +2,7 @@
 
     python benchmarks/language.py selection [--seeds 0 1 2] [--epochs 2] [--out out/language]
     python benchmarks/language.py speed [--rounds 9] [--threads 1]
+    python benchmarks/language.py batches [--rounds 9] [--threads 1]
     python benchmarks/language.py memory
 
 ``selection``: LoRA on functions of the standard library (harvested; whole modules held out), for
@@ -15,6 +16,9 @@ rest.
 transformers, on the same model, batches and optimiser, in turn in one process. The Trainer is given
 its batches ready; ours are fetched and padded within the time.
 
+``batches``: tokens a second with batches of rows of similar length (the default), with any rows
+packed end to end, and with any rows padded, in turn in one process.
+
 ``memory``: what training and scoring add to a model with 32,000 words, against transformers' own
 loss, each in a process of its own.
 """
@@ -22,6 +26,7 @@ loss, each in a process of its own.
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import statistics
 import subprocess
@@ -261,6 +266,44 @@ def speed(chosen: argparse.Namespace) -> None:
     )
 
 
+def batches(chosen: argparse.Namespace) -> None:
+    torch.set_num_threads(chosen.threads)
+    source = load_data(InstructConfig(**BASE, vocab_size=2048))[0]
+    ways = {
+        "of similar length": {"bucketed": True, "packing": False},
+        "any, packed": {"bucketed": False, "packing": True},
+        "any, padded": {"bucketed": False, "packing": False},
+    }
+    ticks, states = {}, {}
+    for name, way in ways.items():
+        rows = copy.copy(source)
+        rows.bucketed = way["bucketed"]
+        task = InstructionTuning(LanguageModel(adapted(source)), packing=way["packing"])
+        stage = train(
+            task,
+            rows,
+            optimizer=adamw(1e-4, weight_decay=0.0),
+            step=Step(batch_size=16, clip=1.0),
+            steps=chosen.steps,
+            observe=True,
+        )
+        ticks[name] = full(rows, train=stage, epochs=1_000_000)
+        states[name] = initialize(ticks[name], initial_state(task, rows))
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(chosen.rounds + 1):
+        for name, tick in ticks.items():
+            before = int(states[name]["clock", "tokens"])
+            start = time.perf_counter()
+            states[name] = run_stage(tick, states[name], donate=True)
+            seconds = time.perf_counter() - start
+            rates[name].append((int(states[name]["clock", "tokens"]) - before) / seconds)
+    print("| batches | tokens/s | of the first |\n|---|---|---|")
+    first = rates["of similar length"][1:]  # the first round is to warm up
+    for name, found in rates.items():
+        ratios = [a / b for a, b in zip(found[1:], first, strict=True)]
+        print(f"| {name} | {statistics.median(found[1:]):,.0f} | {statistics.median(ratios):.2f} |")
+
+
 # --- memory
 
 CASE = {"words": 32_000, "rows": 8, "tokens": 512}
@@ -308,7 +351,7 @@ def memory(chosen: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("selection", "speed", "memory"))
+    parser.add_argument("what", choices=("selection", "speed", "batches", "memory"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/language"))
@@ -318,7 +361,8 @@ def main() -> None:
     parser.add_argument("--only", default=None, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # of transformers' old names, by peft
-    {"selection": selection, "speed": speed, "memory": memory}[chosen.what](chosen)
+    work = {"selection": selection, "speed": speed, "batches": batches, "memory": memory}
+    work[chosen.what](chosen)
 
 
 if __name__ == "__main__":
