@@ -82,71 +82,72 @@ class RankAllocatingAdamW(torch.optim.AdamW):
         self.model: Any = model
         self.every = every
         self.orthogonality = orthogonality
+        own = {p for group in self.param_groups for p in group["params"]}
+        # Those of the model that are updated here, under the allocator's names; on trial, none.
+        self.adapters = {name: p for name, p in _inner(model).named_parameters() if p in own}
+        self.factors = {
+            name: p for name, p in self.adapters.items() if "lora_A." in name or "lora_B." in name
+        }
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """A step of AdamW; then ranks are given up."""
-        allocator = self.model.base_model.rankallocator
-        config = allocator.peft_config
-        now = round(self.param_groups[0].get("progress", 0.0) * TICKS)
-        settled = now > config.total_step - config.tfinal
-        pruned = {name: p == 0 for name, p in singular_values(self.model).items()}
         self._push_apart()
+        before = {name: p == 0 for name, p in _singular(self.adapters).items()}
         loss = super().step(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 for entry in KEPT:
-                    self.state[p].setdefault(entry, torch.zeros_like(p))
-        known = self._lend(allocator)
-        if not known:  # a trial on parameters of no model
-            return loss
-        left = sum(int((~zeros).sum()) for zeros in pruned.values())
-        if settled and left <= allocator.target_bgt:
-            for name, p in singular_values(self.model).items():
-                p.masked_fill_(pruned[name], 0.0)
-            return loss
+                    if entry not in self.state[p]:
+                        self.state[p][entry] = torch.zeros_like(p)
+        if self.adapters:
+            self._give_up_ranks(before)
+        return loss
+
+    def _give_up_ranks(self, pruned: Mapping[str, Tensor]) -> None:
+        """As many as are due; once all are, those given up stay so.
+
+        Args:
+            pruned: of each matrix, which of its singular values were 0 before the step.
+        """
+        allocator = self.model.base_model.rankallocator
+        config = allocator.peft_config
+        now = round(self.param_groups[0].get("progress", 0.0) * TICKS)
+        settled = now > config.total_step - config.tfinal
+        if settled and _left(pruned) <= allocator.target_bgt:
+            for name, zeros in pruned.items():
+                self.adapters[name].masked_fill_(zeros, 0.0)
+            return
+        self._lend(allocator)
         if not settled:  # take |w * dL/dw| of this step into the averages
-            allocator.update_ipt(self.model.base_model.model)
-            for name, (sensitivity, uncertainty) in known.items():
-                sensitivity.copy_(allocator.exp_avg_ipt[name])
-                uncertainty.copy_(allocator.exp_avg_unc[name])
+            allocator.update_ipt(_inner(self.model))
+            for name, p in self.adapters.items():
+                self.state[p]["sensitivity"].copy_(allocator.exp_avg_ipt[name])
+                self.state[p]["uncertainty"].copy_(allocator.exp_avg_unc[name])
         budget, _ = allocator.budget_schedule(now)
         if budget < allocator.init_bgt and (settled or self._steps % self.every == 0):
-            allocator.mask_to_budget(self.model.base_model.model, budget)
-        return loss
+            allocator.mask_to_budget(_inner(self.model), budget)
 
     def _push_apart(self) -> None:
         """Add the penalty's gradient to the factors'."""
-        own = {p for group in self.param_groups for p in group["params"]}
-        factors = {
-            name: p
-            for name, p in self.model.named_parameters()
-            if p in own and ("lora_A." in name or "lora_B." in name)
-        }
-        if not factors or not self.orthogonality:
+        if not self.factors or not self.orthogonality:
             return
         with torch.enable_grad():
-            penalty = self.orthogonality * far_from_orthogonal(factors)
-        found = torch.autograd.grad(penalty, list(factors.values()))
-        for p, gradient in zip(factors.values(), found, strict=True):
+            penalty = self.orthogonality * far_from_orthogonal(self.factors)
+        found = torch.autograd.grad(penalty, list(self.factors.values()))
+        for p, gradient in zip(self.factors.values(), found, strict=True):
             p.grad = gradient if p.grad is None else p.grad + gradient
 
     @property
     def _steps(self) -> int:
         return int(self.state[self.param_groups[0]["params"][0]]["step"])
 
-    def _lend(self, allocator: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    def _lend(self, allocator: Any) -> None:
         """Let the allocator go by the averages kept here, not by any of its own."""
-        own = {p for group in self.param_groups for p in group["params"]}
-        known = {
-            name: (self.state[p]["sensitivity"], self.state[p]["uncertainty"])
-            for name, p in self.model.base_model.model.named_parameters()
-            if p in own
-        }
-        allocator.exp_avg_ipt = {name: kept[0] for name, kept in known.items()}
-        allocator.exp_avg_unc = {name: kept[1] for name, kept in known.items()}
+        kept = {name: self.state[p] for name, p in self.adapters.items()}
+        allocator.exp_avg_ipt = {name: state["sensitivity"] for name, state in kept.items()}
+        allocator.exp_avg_unc = {name: state["uncertainty"] for name, state in kept.items()}
         allocator.ipt = dict(allocator.exp_avg_ipt)
-        return known
 
 
 def far_from_orthogonal(factors: Mapping[str, Tensor]) -> Tensor:
@@ -162,8 +163,20 @@ def far_from_orthogonal(factors: Mapping[str, Tensor]) -> Tensor:
 
 def singular_values(model: Any) -> dict[str, Tensor]:
     """The singular values of each adapted matrix by name, ``[r, 1]``; those given up are 0."""
-    named = model.base_model.model.named_parameters()
-    return {name: p for name, p in named if "lora_E." in name}
+    return _singular(dict(_inner(model).named_parameters()))
+
+
+def _singular(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: p for name, p in adapters.items() if "lora_E." in name}
+
+
+def _left(pruned: Mapping[str, Tensor]) -> int:
+    return sum(int((~zeros).sum()) for zeros in pruned.values())
+
+
+def _inner(model: Any) -> Any:
+    """The model that peft's allocator goes by: its names are of that one's parameters."""
+    return model.base_model.model
 
 
 def note_ranks(model: Any) -> None:
