@@ -13,7 +13,7 @@ from attent.tasks.build import Run, assemble, device_of
 from attent.tasks.config import ConfigError
 from attent.tasks.data.joint import JointView
 from attent.tasks.data.multimodal import Multimodal, Reader
-from attent.tasks.data.options import num_semseg_classes, rendered_scenes
+from attent.tasks.data.options import num_semseg_classes, rendered_split
 from attent.tasks.data.paired_folder import PairedFolder
 from attent.tasks.data.photos import Photos
 from attent.tasks.data.taskonomy import Taskonomy
@@ -92,7 +92,7 @@ def _reader(
 ) -> Reader:
     domains = config.domains
     if config.data == "scenes":
-        return rendered_scenes(config, config.input_size)[split == "val"]
+        return rendered_split(config, config.input_size, split)
     if config.data == "photos":
         if domains not in (["rgb"], ["depth"]):
             raise ConfigError(
