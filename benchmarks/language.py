@@ -46,7 +46,7 @@ from torch.utils.data import Dataset
 
 from attent.models.adapters import with_adapters
 from attent.models.language import LanguageModel, build_causal
-from attent.pipeline import Step, adamw, full, initial_state, initialize, train
+from attent.pipeline import Stage, Step, adamw, full, initial_state, initialize, train
 from attent.pipeline import run as run_stage
 from attent.pipeline.keyed import all_global_generators
 from attent.tasks.data.instructions import Instructions
@@ -206,6 +206,19 @@ def adapted(source: Instructions) -> Any:
         return with_adapters(causal, "lora", rank=16, alpha=16, target_modules=LAYERS)
 
 
+def tick_of(task: InstructionTuning, source: Any, steps: int) -> Stage:
+    """So many steps of plain training, losses observed as AtteNTSimple does it."""
+    stage = train(
+        task,
+        source,
+        optimizer=adamw(1e-4, weight_decay=0.0),
+        step=Step(batch_size=16, clip=1.0),
+        steps=steps,
+        observe=True,
+    )
+    return full(source, train=stage, epochs=1_000_000)
+
+
 def speed(chosen: argparse.Namespace) -> None:
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -213,15 +226,7 @@ def speed(chosen: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     source = Recorded(load_data(InstructConfig(**BASE, vocab_size=2048))[0])
     task = InstructionTuning(LanguageModel(adapted(source.source)).to(device))
-    stage = train(
-        task,
-        source,
-        optimizer=adamw(1e-4, weight_decay=0.0),
-        step=Step(batch_size=16, clip=1.0),
-        steps=chosen.steps,
-        observe=True,
-    )
-    tick = full(source, train=stage, epochs=1_000_000)
+    tick = tick_of(task, source, chosen.steps)
     state = initialize(tick, initial_state(task, source))
     theirs = adapted(source.source).to(device)
     ratios, rates = [], []
@@ -279,15 +284,7 @@ def batches(chosen: argparse.Namespace) -> None:
         rows = copy.copy(source)
         rows.bucketed = way["bucketed"]
         task = InstructionTuning(LanguageModel(adapted(source)), packing=way["packing"])
-        stage = train(
-            task,
-            rows,
-            optimizer=adamw(1e-4, weight_decay=0.0),
-            step=Step(batch_size=16, clip=1.0),
-            steps=chosen.steps,
-            observe=True,
-        )
-        ticks[name] = full(rows, train=stage, epochs=1_000_000)
+        ticks[name] = tick_of(task, rows, chosen.steps)
         states[name] = initialize(ticks[name], initial_state(task, rows))
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(chosen.rounds + 1):
