@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from attent.models.adalora import RankAllocatingAdamW
-from attent.models.adapters import with_adapters
 from attent.models.language import (
     LanguageModel,
     build_causal,
@@ -26,6 +25,7 @@ from attent.tasks.data.rows import Row, parse_split, part_of
 from attent.tasks.language.config import InstructConfig
 from attent.tasks.language.task import InstructionTuning
 from attent.tasks.text.build import (
+    adapted,
     check_words,
     notes_of,
     rows_of_data,
@@ -58,18 +58,13 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
             device=device,
         )
     check_words(causal, tokenizer, config)
-    with all_global_generators(fold(config.seed, "adapters")):
-        causal = with_adapters(
-            causal,
-            config.adapter,
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            target_modules=config.target_modules,
-            initial_rank=config.initial_rank,
-            rank_warmup=config.rank_warmup,
-            rank_final=config.rank_final,
-        )
+    causal: Any = adapted(
+        config,
+        causal,
+        initial_rank=config.initial_rank,
+        rank_warmup=config.rank_warmup,
+        rank_final=config.rank_final,
+    )
     if config.activation_checkpointing:
         causal.activation_checkpointing_enable()  # type: ignore[operator]
     model = LanguageModel(causal, chunk=config.logits_chunk)

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from attent.pipeline.keyed import fold, generator
+from attent.models.adapters import with_adapters
+from attent.pipeline.keyed import all_global_generators, fold, generator
 from attent.tasks.config import ConfigError
 from attent.tasks.data.dropped import Dropped, told
 from attent.tasks.data.rows import HELD_OUT, NoSplit, Row, read_rows, split_rows
@@ -75,6 +76,29 @@ def rows_of_other(data: str, option: str = "held_out_data") -> list[Row]:
             if not isinstance(error, NoSplit):  # what is broken is not passed over
                 break
     raise ConfigError(f"{option}: {said}")
+
+
+def adapted(config: Any, model: nn.Module, **more: Any) -> nn.Module:
+    """A model with the adapters of the options, their first weights a function of the run's seed.
+
+    Args:
+        config: with ``adapter``, ``seed`` and the options of `AdapterConfig`.
+        model: of transformers.
+        more: what else `with_adapters` takes.
+
+    Raises:
+        ValueError: as of `with_adapters`.
+    """
+    with all_global_generators(fold(config.seed, "adapters")):
+        return with_adapters(
+            model,
+            config.adapter,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            target_modules=config.target_modules,
+            **more,
+        )
 
 
 def notes_of(source: Tokenised, held_out: Tokenised) -> tuple[str, ...]:

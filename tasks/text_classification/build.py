@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attent.models.adapters import with_adapters
 from attent.models.text_classifier import (
     build_classifier,
     head_of,
@@ -23,7 +22,7 @@ from attent.tasks.build import Run, assemble, device_of
 from attent.tasks.config import ConfigError
 from attent.tasks.data.rows import SUFFIXES, are_rows
 from attent.tasks.data.texts import Texts
-from attent.tasks.text.build import check_words, notes_of, rows_of_data, rows_of_other
+from attent.tasks.text.build import adapted, check_words, notes_of, rows_of_data, rows_of_other
 from attent.tasks.text.folder import list_dropped
 from attent.tasks.text_classification.config import TextClassifyConfig
 from attent.tasks.text_classification.task import TextClassification
@@ -47,16 +46,7 @@ def build_classify_text(config: TextClassifyConfig, *, initial: bool = True) -> 
         model, fresh = build_classifier(path, source.classes)
     check_words(model, source.tokenizer, config)
     pad_alike(model, source.tokenizer)
-    with all_global_generators(fold(config.seed, "adapters")):
-        model = with_adapters(
-            model,
-            config.adapter,
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            target_modules=config.target_modules,
-            head=head_of(model, fresh),
-        ).to(device)
+    model = adapted(config, model, head=head_of(model, fresh)).to(device)
     task = TextClassification(model, len(source.classes), label_smoothing=config.label_smoothing)
     run = assemble(config, task, source, held_out, frozen=False)
     notes = notes_of(source, held_out)
