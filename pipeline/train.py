@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,11 +18,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
-from attent.pipeline.plan import spent
-from attent.pipeline.source import Source, augments, buckets_of, lengths_of
+from attent.pipeline.passes import OpenStream, Room
+from attent.pipeline.source import Source
 from attent.pipeline.stage import Stage
 from attent.pipeline.step import Compute, Seen, Step
-from attent.pipeline.stream import Loading, Stream, bucketed_order, keyed_order
+from attent.pipeline.stream import Loading
 from attent.pipeline.task import (
     LEDGER,
     Task,
@@ -149,7 +148,7 @@ class _Trainer:
         self.steps = steps
         self.observe = observe
         self.ema = ema
-        self.streams = _OpenStream(source, step.batch_size, loading)
+        self.streams = OpenStream(source, step.batch_size, loading)
         self.compute = Compute(task, source, step, norms="grad_norm" in observe)
 
     def init(self, state: TensorDict) -> TensorDict:
@@ -166,7 +165,7 @@ class _Trainer:
     def apply(self, state: TensorDict) -> TensorDict:
         if bool(tensor(state, "plan", "score_due")) or bool(tensor(state, "plan", "select_due")):
             return state
-        room = _Room.of(state, self.streams.lengths)
+        room = Room.of(state, self.streams.lengths)
         if room.ended:
             return state
         params, buffers = bind(self.task.model, state)
@@ -174,7 +173,7 @@ class _Trainer:
             self.task.model.train()  # which is slow
         held = branch(state, "optim")
         bound = BoundOptimizer(self.optimizer, params, held, self.decays, self.scales)
-        books = _Books(state, self.observe, self.streams.lengths)
+        books = _Books(state, self.observe)
         averages = _Averages(state, params, self.ema) if self.ema is not None else None
         stream, room = self.streams.at(state, room)
         # What is known of the whole tick's examples at once: a call costs more than its numbers.
@@ -191,12 +190,13 @@ class _Trainer:
                 seen = self.compute.gradients(dropout, batch, keys[at], weight[at], params, buffers)
                 if self.clip is not None:
                     nn.utils.clip_grad_norm_(list(params.values()), self.clip)
-                room = room.after(batch["index"])
+                tokens = self.streams.tokens_of(batch["index"])
+                room = room.after(len(batch), tokens)
                 rate = bound.step(room.progress)
                 if averages is not None:
                     averages.update()
                 bound.torch.zero_grad(set_to_none=True)
-                books.commit(batch["index"], seen, rate)
+                books.commit(batch["index"], tokens, seen, rate)
                 if room.ended:
                     break
         self.streams.left_at(room)
@@ -216,72 +216,6 @@ class _Averages:
         self.average(self.averages, self.params, None)
 
 
-@dataclass(frozen=True)
-class _Room:
-    """How far training may go before it must stop: the clock against the plan.
-
-    Attributes:
-        offset: examples of this pass already trained on.
-        end: of this pass, in examples.
-        spent: of the budget, in its unit, as ``budget`` and ``pause`` are.
-        budget: where the run ends.
-        pause: where an evaluation is due; 0 for nowhere. A step may overshoot it, never a pass.
-        lengths: ``[N]``, what an example takes of the budget; None for one each.
-    """
-
-    offset: int
-    end: int
-    spent: int
-    budget: int
-    pause: int
-    lengths: Tensor | None
-
-    @staticmethod
-    def of(state: TensorDict, lengths: Tensor | None) -> _Room:
-        in_tokens = number(state, "plan", "pass_tokens") > 0
-        if in_tokens and lengths is None:
-            raise ValueError(
-                "the plan's budget is in tokens, but the source that is trained on has no lengths"
-            )
-        offset, size = number(state, "clock", "offset"), number(state, "plan", "size")
-        budget, pause = number(state, "plan", "budget"), number(state, "plan", "pause")
-        if budget < 1:
-            raise ValueError(
-                "the plan has no budget: put a reschedule stage into the graph (its init sets it), "
-                "or set plan/budget in the state"
-            )
-        return _Room(offset, size, spent(state), budget, pause, lengths if in_tokens else None)
-
-    @property
-    def ended(self) -> bool:
-        """Whether training must stop here."""
-        stops = (self.budget, self.pause) if self.pause > 0 else (self.budget,)
-        return self.offset >= self.end or self.spent >= min(stops)
-
-    @property
-    def progress(self) -> float:
-        """The share of the budget spent, in [0, 1]."""
-        return min(1.0, self.spent / self.budget)  # tokens: the last example may overshoot it
-
-    def cut(self, order: Tensor) -> _Room:
-        """Room in a pass that ends with the example that reaches the budget.
-
-        Args:
-            order: ``[k]``, the examples of the whole pass.
-        """
-        if self.lengths is None:
-            return replace(self, end=min(self.end, self.offset + self.budget - self.spent))
-        ends = self.lengths[order].cumsum(0)
-        before = int(ends[self.offset - 1]) if self.offset else 0
-        left = self.budget - (self.spent - before)
-        return replace(self, end=min(self.end, int(torch.searchsorted(ends, left)) + 1))
-
-    def after(self, index: Tensor) -> _Room:
-        """Room that is left by a batch."""
-        used = len(index) if self.lengths is None else int(self.lengths[index].sum())
-        return replace(self, offset=self.offset + len(index), spent=self.spent + used)
-
-
 class _Books:
     """What finished steps write beside weights and moments: clock, ledger, running loss, scores.
 
@@ -289,9 +223,8 @@ class _Books:
     state is never behind its weights.
     """
 
-    def __init__(self, state: TensorDict, observe: tuple[str, ...], lengths: Tensor | None) -> None:
+    def __init__(self, state: TensorDict, observe: tuple[str, ...]) -> None:
         self.state = state
-        self.lengths = lengths
         self.seed = number(state, "seed")
         self.passes = number(state, "clock", "passes")
         self.step = number(state, "clock", "step")
@@ -301,10 +234,10 @@ class _Books:
         self._scores = {signal: tensor(state, "scores", signal) for signal in observe}
         self._stamps = tensor(state, "scores", "step") if observe else None
 
-    def commit(self, index: Tensor, seen: Seen, rate: float) -> None:
+    def commit(self, index: Tensor, tokens: int, seen: Seen, rate: float) -> None:
         self.step += 1
         self._trained += len(index)
-        self._tokens += 0 if self.lengths is None else int(self.lengths[index].sum())
+        self._tokens += tokens
         self._rate = rate
         if math.isnan(self._average):
             self._average = seen.mean
@@ -328,74 +261,3 @@ class _Books:
         spend(self.state, self._trained, self._tokens, backward=True)
         tensor(self.state, "metrics", "lr").fill_(self._rate)
         tensor(self.state, "metrics", "train_loss").fill_(self._average)
-
-
-@dataclass(frozen=True)
-class _SourceKeys:
-    """The keys under which a source augments the examples of one pass."""
-
-    seed: int
-    passes: int
-
-    def __call__(self, index: Tensor) -> Tensor:
-        return view_keys(self.seed, index, purpose="source", passes=self.passes)
-
-
-class _OpenStream:
-    """The stream of the present pass, kept open between ticks.
-
-    A cache, never meaning: it is used only if it stands exactly where the state says the next
-    batch is, of exactly the same selection.
-    """
-
-    def __init__(self, source: Source, batch_size: int, loading: Loading | None) -> None:
-        self.source = source
-        self.batch_size = batch_size
-        self.loading = loading
-        self.lengths, self.buckets = lengths_of(source), buckets_of(source)
-        self._stream: Stream | None = None
-        self._mask: Tensor | None = None
-        self._order = torch.empty(0, dtype=torch.int64)
-        self._at: tuple = ()
-
-    def at(self, state: TensorDict, room: _Room) -> tuple[Stream, _Room]:
-        """The stream that goes on at the room's offset, and the room until its end."""
-        mask = tensor(state, "mask")
-        seed, passes = number(state, "seed"), number(state, "clock", "passes")
-        # Holding the mask keeps its address from being used again; its version counts its writes.
-        self._pass = (seed, passes, room.end, room.budget, mask.data_ptr(), mask._version)
-        if self._stream is None or self._at != (*self._pass, room.offset):
-            key = fold(seed, "order", passes)
-            if self.buckets is None:
-                order = keyed_order(mask.cpu(), key)
-            else:
-                order = bucketed_order(mask.cpu(), key, self.buckets, self.batch_size)
-            if len(order) < room.end:
-                raise ValueError(
-                    f"the mask selects {len(order)} examples, but plan/size asks for {room.end}"
-                )
-            self._order = order[: room.cut(order).end]
-            self._stream = Stream(
-                self.source,
-                self._order,
-                self.batch_size,
-                offset=room.offset,
-                loading=self.loading,
-                keys=_SourceKeys(seed, passes) if augments(self.source) else None,
-            )
-        self._mask = mask
-        self._at = ()  # not reusable until the tick ends well
-        return self._stream, replace(room, end=len(self._order))
-
-    def ahead(self, room: _Room, steps: int) -> Tensor:
-        """The examples that up to ``steps`` batches from here on may hold."""
-        # The last batch of a pass may hold one more.
-        return self._order[room.offset : room.offset + steps * self.batch_size + 1]
-
-    def left_at(self, room: _Room) -> None:
-        """Keep the stream open for a tick that goes on here."""
-        if room.offset >= room.end:
-            self._stream = None
-            self._order = self._order[:0].clone()
-        else:
-            self._at = (*self._pass, room.offset)

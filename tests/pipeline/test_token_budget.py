@@ -36,9 +36,9 @@ from attent.pipeline import (
 )
 from attent.pipeline.keys import differences
 from attent.pipeline.observers import Observer, saving, summary
+from attent.pipeline.passes import Room
 from attent.pipeline.step import Step
 from attent.pipeline.task import bare_state
-from attent.pipeline.train import _Room
 from tests.tiny import TinyTask, tiny_source
 
 LENGTHS = torch.arange(1, 21)  # 210 tokens in 20 examples
@@ -125,7 +125,7 @@ def test_a_pass_ends_with_the_example_that_reaches_the_budget(order, lengths, bu
     sizes, before = torch.tensor(lengths), sum(lengths[i] for i in order[:offset])
     if before >= budget:
         return
-    room = _Room(offset=offset, end=8, spent=before, budget=budget, pause=0, lengths=sizes).cut(
+    room = Room(offset=offset, end=8, spent=before, budget=budget, pause=0, lengths=sizes).cut(
         torch.tensor(order)
     )
     total, expected = 0, 8
