@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,7 @@ class Command:
         parts: further figures, which the report shows apart.
         load_data: options -> training and held-out examples, for pictures of them.
         load_held_out: options and the run's own held-out examples -> those of the options' data, of
-            the classes of the run; a training split is not looked for. None to take `load_data`'s.
+            the classes of the run; a training split is not looked for.
         thumbnails: a batch -> a small picture and a few words for each example; None where examples
             are no pictures.
         text: a source and an index -> the example as a text, where it is one.
@@ -113,7 +114,7 @@ class Command:
     build: Callable[..., Run]
     measures: tuple[Measure, ...]
     load_data: Callable[[Any], tuple[Source, Source]]
-    load_held_out: Callable[[Any, Source], Source] | None = None
+    load_held_out: Callable[[Any, Source], Source]
     thumbnails: Callable[[TensorDict], Sequence[tuple[Tensor, str]]] | None = None
     text: Callable[[Any, int], str] | None = None
     parts: tuple[Measure, ...] = ()
@@ -123,3 +124,8 @@ class Command:
     save: Callable[[Run, Path], None] | None = None
     predict: Callable[[Run, Any, Tensor], Prediction] | None = None
     form: Form | None = None
+
+    @property
+    def options(self) -> set[str]:
+        """Names of its options."""
+        return {field.name for field in dataclasses.fields(self.config)}

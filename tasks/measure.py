@@ -49,7 +49,8 @@ def measure(
     loaded, step = load_trained(folder, best=best, device=device)
     held_out = loaded.held_out
     if data is not None:
-        held_out = _other(command, dataclasses.replace(config, data=data), loaded.held_out)
+        other = dataclasses.replace(config, data=data)
+        held_out = COMMANDS[command].load_held_out(other, loaded.held_out)
         _same_form(loaded, held_out, data)
     stage = evaluate(
         loaded.task,
@@ -69,12 +70,6 @@ def measure(
     }
     write_atomically(folder.path / "evaluation.json", (json.dumps(about, indent=2) + "\n").encode())
     return found, step
-
-
-def _other(command: str, config: Any, own: Source) -> Source:
-    """The held-out examples of other data."""
-    load = COMMANDS[command].load_held_out
-    return COMMANDS[command].load_data(config)[1] if load is None else load(config, own)
 
 
 def _same_form(run: Run, other: Source, data: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -124,20 +123,12 @@ def readable(message: str, argv: Sequence[str], options: Sequence[str]) -> str:
     return message
 
 
-def _commands() -> dict[str, set[str]]:
-    """The options of each training command."""
-    from attent.tasks.commands import COMMANDS
-
-    return {
-        name: {field.name for field in dataclasses.fields(command.config)}
-        for name, command in COMMANDS.items()
-    }
-
-
 def _instead(named: str, command: str, options: Sequence[str]) -> str:
     """What a command takes in place of an option that it does not take."""
-    owners = [name for name, known in _commands().items() if named in known]
-    if owners and command in _commands():
+    from attent.tasks.commands import COMMANDS
+
+    owners = [name for name, other in COMMANDS.items() if named in other.options]
+    if owners and command in COMMANDS:
         return f"; it is of attent {', '.join(owners)}{_forms([command, *owners])}"
     near = did_you_mean(named.replace("-", "_"), options)
     if near or len(options) > FEW:
