@@ -18,12 +18,9 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import platform
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +47,7 @@ from attent.pipeline.observers import read_log
 from attent.tasks.build import Run
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import RUNTIME, ConfigError, as_dict, from_dict
+from attent.tasks.environment import warn_of_changes, write_environment
 from attent.tasks.pretraining.task import MaskedPretraining
 from attent.tasks.progress import ProgressBar
 
@@ -69,6 +67,11 @@ class RunFolder:
     def config(self) -> Path:
         """Every option, resolved."""
         return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """What the bits depend on beside the options."""
+        return self.path / "environment.json"
 
     @property
     def log(self) -> Path:
@@ -138,7 +141,8 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     with _only_one(folder):
         _refuse_taken(folder)
         _write_config(command, config, folder)
-        _write_environment(folder, run)
+        device = str(next(run.task.model.parameters()).device)
+        write_environment(folder.environment, device)
         config, run = _prepared(command, config, run, folder, say)
         return _go_on(command, config, run, run.state, folder, say), folder
 
@@ -198,7 +202,7 @@ def resume(
             return _go_on(command, config, run, run.state, folder, say), folder
         saved, about, origin = store.load_last(allow_previous=allow_previous)
         _same_run(command, config, about, folder)
-        _same_environment(folder, say)
+        warn_of_changes(folder.environment, say)
         run = COMMANDS[command].build(config, initial=False)
         if about["task"] != run.task.name:
             raise CheckpointError(
@@ -352,37 +356,6 @@ def make_folder(path: Path, option: str) -> None:
 def _set_threads(config: Any) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-
-
-def _environment(device: str) -> dict[str, Any]:
-    packages = (
-        "torch", "torchvision", "torchdata", "tensordict", "timm", "numpy", "transformers", "peft",
-        "tokenizers",
-    )  # fmt: skip
-    return {
-        "python": sys.version.split()[0],
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": device,
-        **{name: version(name) for name in packages},
-    }
-
-
-def _write_environment(folder: RunFolder, run: Run) -> None:
-    device = str(next(run.task.model.parameters()).device)
-    text = json.dumps(_environment(device), indent=2) + "\n"
-    write_atomically(folder.path / "environment.json", text.encode())
-
-
-def _same_environment(folder: RunFolder, say: Say) -> None:
-    """Warn where the rest of the run may differ in its last bits from an uninterrupted one."""
-    path = folder.path / "environment.json"
-    if path.is_file():
-        was = json.loads(path.read_text())
-        now = _environment(was.get("device", "cpu"))
-        changed = [f"{k} {was[k]} -> {now[k]}" for k in now if k in was and was[k] != now[k]]
-        if changed:
-            say(f"warning: not bit for bit as it would have been: {', '.join(changed)}")
 
 
 @contextlib.contextmanager
