@@ -8,10 +8,11 @@ import torch
 from tensordict import TensorDict
 
 from attent.pipeline.keys import ensure, number, place
+from attent.pipeline.order import longest_first
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import Source
 from attent.pipeline.stage import Stage
-from attent.pipeline.stream import Loading, Stream, longest_first
+from attent.pipeline.stream import Loading, Stream
 from attent.pipeline.task import Task
 
 

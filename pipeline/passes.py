@@ -10,9 +10,10 @@ from torch import Tensor
 
 from attent.pipeline.keyed import fold
 from attent.pipeline.keys import number, tensor
+from attent.pipeline.order import bucketed_order, keyed_order
 from attent.pipeline.plan import spent
 from attent.pipeline.source import Source, augments, buckets_of, lengths_of
-from attent.pipeline.stream import Loading, Stream, bucketed_order, keyed_order
+from attent.pipeline.stream import Loading, Stream
 from attent.pipeline.task import view_keys
 
 

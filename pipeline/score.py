@@ -7,10 +7,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from attent.pipeline.keys import branch, leaves, number, place, tensor
+from attent.pipeline.order import longest_first
 from attent.pipeline.signals import Signal, Tensors, signal_of
 from attent.pipeline.source import ExampleError, Source, describe_example, lengths_of
 from attent.pipeline.stage import Stage
-from attent.pipeline.stream import Loading, Stream, longest_first
+from attent.pipeline.stream import Loading, Stream
 from attent.pipeline.task import (
     LEDGER,
     Task,

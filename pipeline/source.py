@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -23,8 +24,14 @@ class Source(Protocol):
       as a crop of a large picture. All randomness comes from ``keys`` (``[B]`` int64, one for each
       example and pass). What is cheap on a batch belongs in the task's ``view``;
     - ``lengths``, ``[N]`` integers, where a batch is as long as the longest of its examples: it is
-      then made of examples of similar length (`attent.pipeline.stream.bucketed_order`), unless
-      ``bucketed`` is False: where the task packs a batch, any will do.
+      then made of examples of similar length (`attent.pipeline.order.bucketed_order`), unless
+      ``bucketed`` is False: where the task packs a batch, any will do;
+    - ``blocks``, ``[S + 1]`` int64 rising from 0 to N, where examples are kept together (in a shard,
+      in a row group) and reading one makes its neighbours cheap: block s holds the examples from
+      ``blocks[s]`` to ``blocks[s + 1]``. Training then reads a few blocks at a time.
+
+    A source that reads row by row calls `reading` before each, so that one that never comes back
+    can be named.
     """
 
     def __len__(self) -> int:
@@ -109,6 +116,25 @@ class DatasetSource:
         )
 
 
+_here = threading.local()
+
+
+def reading(index: int) -> None:
+    """Say which example is about to be read here, for whoever watches over this worker.
+
+    Args:
+        index: of the example.
+    """
+    note = getattr(_here, "note", None)
+    if note is not None:
+        note(index)
+
+
+def watched(note: Callable[[int], None] | None) -> None:
+    """Have `reading` tell somebody, in this thread (or process) from now on; None for nobody."""
+    _here.note = note
+
+
 def augments(source: Source) -> bool:
     """Whether a source changes its examples at random itself, in training."""
     return hasattr(source, "fetch_augmented")
@@ -134,6 +160,25 @@ def lengths_of(source: Source) -> Tensor | None:
 def buckets_of(source: Source) -> Tensor | None:
     """The lengths by which batches of a source are made, ``[N]``; None where they are not."""
     return lengths_of(source) if getattr(source, "bucketed", True) else None
+
+
+def blocks_of(source: Source) -> Tensor | None:
+    """Where a source's blocks begin and end, ``[S + 1]``; None where it has none.
+
+    Raises:
+        ValueError: they do not rise from 0 to N.
+    """
+    blocks = getattr(source, "blocks", None)
+    if blocks is None:
+        return None
+    found = blocks.cpu()
+    rising = len(found) > 1 and bool((found[1:] > found[:-1]).all())
+    if found.dtype != torch.int64 or not rising or [found[0], found[-1]] != [0, len(source)]:
+        raise ValueError(
+            f"{type(source).__name__}.blocks must be int64, rising from 0 to {len(source)}; got "
+            f"{found.dtype} {found[:8].tolist()}..."
+        )
+    return found
 
 
 def fetch_batch(source: Source, index: Tensor, keys: Tensor | None = None) -> TensorDict:

@@ -15,8 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchdata.nodes import BaseNode, Mapper, ParallelMapper, PinMemory, Prefetcher
 
-from attent.pipeline.keyed import fold, generator
-from attent.pipeline.source import ExampleError, Source, fetch_batch, lengths_of
+from attent.pipeline.source import ExampleError, Source, fetch_batch
 
 # The nodes' own snapshots are not used: a stream resumes by (seed, pass, offset).
 _NO_SNAPSHOTS = 2**30
@@ -83,73 +82,6 @@ class IndexBatches(BaseNode[Tensor]):
         return {"at": self._at}
 
 
-def keyed_order(mask: Tensor, key: int) -> Tensor:
-    """The selected indices in an order that is a function of the key.
-
-    Args:
-        mask: ``[N]`` bool.
-        key: from `attent.pipeline.keyed.fold`.
-
-    Returns:
-        ``[k]`` int64, k = the number of True.
-    """
-    selected = mask.nonzero().squeeze(1)
-    return selected[torch.randperm(len(selected), generator=generator(key))]
-
-
-POOL = 64
-"""Batches whose examples are sorted by length together: more of them leave less padding, fewer mix
-the company of an example more."""
-
-
-def bucketed_order(mask: Tensor, key: int, lengths: Tensor, batch_size: int) -> Tensor:
-    """The selected indices so that batches hold examples of similar length.
-
-    The keyed order is cut into pools of `POOL` batches; each is sorted by length, examples of one
-    length as they were drawn, and cut into batches; batches are shuffled, and examples within them.
-    Each selected example is there once, every batch but the last is full, and which one is smaller
-    is drawn too: no length is favoured, early or late or in small batches.
-
-    Args:
-        mask: ``[N]`` bool.
-        key: from `attent.pipeline.keyed.fold`.
-        lengths: ``[N]`` integers.
-        batch_size: B, of all batches but the last; at least 1.
-
-    Returns:
-        ``[k]`` int64, k = the number of True.
-    """
-    drawn = keyed_order(mask, key)
-    draw = generator(fold(key, "batches"))
-    whole, rest = divmod(len(drawn), batch_size)
-    if whole == 0:
-        return drawn
-    # The smaller batch is `rest` places anywhere; the others are cut from what is left.
-    at = int(torch.randint(len(drawn) - rest + 1, (), generator=draw))
-    places = torch.arange(len(drawn))
-    batch = (places - (places >= at + rest) * rest).clamp(max=whole * batch_size - 1) // batch_size
-    pools = batch * max(1, round(whole / POOL)) // whole
-    # By pool, in it by length; a stable sort leaves examples of one length as they were drawn.
-    places = lengths[drawn].argsort(stable=True)
-    places = places[pools[places].argsort(stable=True)]
-    small, full = places[at : at + rest], torch.cat([places[:at], places[at + rest :]])
-    batches = full.reshape(whole, batch_size).sort(dim=1).values
-    batches = batches[torch.randperm(whole, generator=draw)]
-    return drawn[torch.cat([batches.flatten(), small.sort().values])]
-
-
-def longest_first(source: Source) -> Tensor | range:
-    """All examples in the order in which passes that draw nothing read them.
-
-    The longest first where a source says ``lengths``, so that batches are of similar length;
-    otherwise as they come.
-    """
-    lengths = lengths_of(source)
-    if lengths is None:
-        return range(len(source))
-    return lengths.argsort(descending=True, stable=True)
-
-
 def num_batches(examples: int, batch_size: int) -> int:
     """How many batches `IndexBatches` cuts a pass into."""
     whole, rest = divmod(examples, batch_size)
@@ -167,6 +99,7 @@ class Stream:
         loading: workers, prefetching.
         keys: index ``[B]`` -> ``[B]`` int64, under which a source that augments changes its
             examples; None for the examples as they are.
+        share: the batches of indices -> this process's share of them; None for all.
 
     Iterating raises `ExampleError` for an example that cannot be fetched.
     """
@@ -180,6 +113,7 @@ class Stream:
         offset: int = 0,
         loading: Loading | None = None,
         keys: Callable[[Tensor], Tensor] | None = None,
+        share: Callable[[BaseNode[Tensor]], BaseNode[Tensor]] | None = None,
     ) -> None:
         loading = loading or Loading()
 
@@ -190,7 +124,9 @@ class Stream:
             except (ExampleError, ValueError) as error:
                 return error
 
-        indices = IndexBatches(index, batch_size, offset)
+        indices: BaseNode[Tensor] = IndexBatches(index, batch_size, offset)
+        if share is not None:
+            indices = share(indices)
         node: BaseNode[Any]
         if loading.workers:
             node = ParallelMapper(

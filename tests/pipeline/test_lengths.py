@@ -29,8 +29,9 @@ from attent.pipeline import (
 )
 from attent.pipeline.keyed import generator
 from attent.pipeline.keys import differences
+from attent.pipeline.order import bucketed_order, longest_first
 from attent.pipeline.step import Step
-from attent.pipeline.stream import IndexBatches, bucketed_order, longest_first
+from attent.pipeline.stream import IndexBatches
 from tests.tiny import TinyTask, tiny_source
 
 

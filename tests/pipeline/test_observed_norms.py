@@ -96,7 +96,7 @@ def test_the_norm_is_of_the_gradient_under_the_dropout_that_was_drawn():
     seen = run(stage, state)
     index = (seen["scores", "step"] == 1).nonzero().squeeze(1)
     # The same forward by hand: dropout is keyed by the step.
-    from attent.pipeline.stream import keyed_order
+    from attent.pipeline.order import keyed_order
 
     order = keyed_order(state["mask"], fold(0, "order", 0))[:4]
     with global_generators(torch.device("cpu")):

@@ -10,9 +10,13 @@ from attent.pipeline.source import (
     DatasetSource,
     ExampleError,
     TensorSource,
+    blocks_of,
     describe_example,
     fetch_batch,
+    reading,
+    watched,
 )
+from tests.tiny import tiny_source
 
 
 class Faulty(TensorSource):
@@ -120,3 +124,28 @@ def test_a_batch_has_the_size_asked_for():
 
     with pytest.raises(ValueError, match=r"Short.fetch returned a batch of size \[1\] for 2 ind"):
         fetch_batch(Short({"x": torch.ones(3)}), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("bounds", [[0, 4], [0, 2, 2, 6], [1, 6], [0.0, 6.0]])
+def test_blocks_that_are_none_are_refused(bounds):
+    source = tiny_source(6)
+    source.blocks = torch.tensor(bounds)
+    with pytest.raises(ValueError, match="rising from 0 to 6"):
+        blocks_of(source)
+
+
+def test_blocks_are_the_sources_own_or_none():
+    source = tiny_source(6)
+    assert blocks_of(source) is None
+    source.blocks = torch.tensor([0, 2, 6])
+    assert blocks_of(source).tolist() == [0, 2, 6]
+
+
+def test_what_is_being_read_is_told_to_who_watches():
+    seen = []
+    reading(1)
+    watched(seen.append)
+    reading(2)
+    watched(None)
+    reading(3)
+    assert seen == [2]

@@ -11,8 +11,9 @@ from hypothesis import given
 from tensordict import TensorDict
 
 from attent.pipeline.keyed import fold
+from attent.pipeline.order import keyed_order
 from attent.pipeline.source import ExampleError
-from attent.pipeline.stream import IndexBatches, Loading, Stream, keyed_order, num_batches
+from attent.pipeline.stream import IndexBatches, Loading, Stream, num_batches
 from tests.pipeline.test_source import Faulty
 
 LOADINGS = [Loading(), Loading(prefetch=2), Loading(workers=2)]

@@ -30,9 +30,9 @@ from attent.pipeline import (
 from attent.pipeline.keyed import all_global_generators, generator
 from attent.pipeline.keys import differences, leaves
 from attent.pipeline.optimizer import decays, moments
+from attent.pipeline.order import keyed_order
 from attent.pipeline.recipes import attent_complex
 from attent.pipeline.schedules import fixed_interval
-from attent.pipeline.stream import keyed_order
 from attent.pipeline.task import trainable
 from attent.tasks.classification import Classification
 from tests.tiny import TinyTask, run_fit, tiny_source, tiny_train

@@ -21,9 +21,9 @@ from attent.pipeline.checkpoint import CheckpointError, load_state
 from attent.pipeline.fit import finished
 from attent.pipeline.keyed import generator
 from attent.pipeline.keys import differences
+from attent.pipeline.order import bucketed_order
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import fetch_batch
-from attent.pipeline.stream import bucketed_order
 from attent.tasks import cli
 from attent.tasks.config import ConfigError, without_effect
 from attent.tasks.data.instructions import Instructions

@@ -21,9 +21,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from attent.pipeline.checkpoint import load_state
 from attent.pipeline.fit import finished
 from attent.pipeline.keys import differences
+from attent.pipeline.order import bucketed_order
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import fetch_batch
-from attent.pipeline.stream import bucketed_order
 from attent.tasks import cli
 from attent.tasks.config import ConfigError, without_effect
 from attent.tasks.run import RunFolder, load_trained, resume, start
