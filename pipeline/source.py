@@ -26,7 +26,7 @@ class Source(Protocol):
     - ``lengths``, ``[N]`` integers, where a batch is as long as the longest of its examples: it is
       then made of examples of similar length (`attent.pipeline.order.bucketed_order`), unless
       ``bucketed`` is False: where the task packs a batch, any will do;
-    - ``blocks``, ``[S + 1]`` int64 rising from 0 to N, where examples are kept together (in a shard,
+    - ``blocks``, ``[S + 1]`` int64 rising from 0 to N, where examples are kept together (in a file,
       in a row group) and reading one makes its neighbours cheap: block s holds the examples from
       ``blocks[s]`` to ``blocks[s + 1]``. Training then reads a few blocks at a time.
 
