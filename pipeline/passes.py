@@ -12,8 +12,9 @@ from attent.pipeline.keyed import fold
 from attent.pipeline.keys import number, tensor
 from attent.pipeline.order import bucketed_order, keyed_order
 from attent.pipeline.plan import spent
+from attent.pipeline.processes import processes
 from attent.pipeline.source import Source, augments, buckets_of, lengths_of
-from attent.pipeline.stream import Loading, Stream
+from attent.pipeline.stream import Loading, Stream, length_of_batch
 from attent.pipeline.task import view_keys
 
 
@@ -144,10 +145,16 @@ class OpenStream:
                 offset=room.offset,
                 loading=self.loading,
                 keys=_SourceKeys(seed, passes) if augments(self.source) else None,
+                share=processes().parts,
             )
         self._mask = mask
         self._at = ()  # not reusable until the tick ends well
         return self._stream, replace(room, end=len(self._order))
+
+    def batch_at(self, room: Room) -> Tensor:
+        """The examples of the next batch, those of the other processes too, ``[B]``."""
+        size = length_of_batch(room.end - room.offset, self.batch_size)
+        return self._order[room.offset : room.offset + size]
 
     def tokens_of(self, index: Tensor) -> int:
         """Of some examples together; 0 where they have no lengths."""

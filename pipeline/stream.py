@@ -71,8 +71,7 @@ class IndexBatches(BaseNode[Tensor]):
         """The next batch of indices."""
         if self._at >= len(self.index):
             raise StopIteration
-        left = len(self.index) - self._at
-        size = left if left == self.batch_size + 1 and self.batch_size > 1 else self.batch_size
+        size = length_of_batch(len(self.index) - self._at, self.batch_size)
         batch = self.index[self._at : self._at + size]
         self._at += len(batch)
         return torch.arange(batch.start, batch.stop) if isinstance(batch, range) else batch
@@ -80,6 +79,11 @@ class IndexBatches(BaseNode[Tensor]):
     def get_state(self) -> dict[str, Any]:
         """Where it is."""
         return {"at": self._at}
+
+
+def length_of_batch(left: int, batch_size: int) -> int:
+    """How many examples `IndexBatches` takes next of those that are left."""
+    return left if left == batch_size + 1 and batch_size > 1 else min(left, batch_size)
 
 
 def num_batches(examples: int, batch_size: int) -> int:
