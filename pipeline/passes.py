@@ -10,10 +10,10 @@ from torch import Tensor
 
 from attent.pipeline.keyed import fold
 from attent.pipeline.keys import number, tensor
-from attent.pipeline.order import bucketed_order, keyed_order
+from attent.pipeline.order import CHUNK, Order, first, order_of_pass, window_of
 from attent.pipeline.plan import spent
 from attent.pipeline.processes import processes
-from attent.pipeline.source import Source, augments, buckets_of, lengths_of
+from attent.pipeline.source import Source, augments, blocks_of, buckets_of, lengths_of
 from attent.pipeline.stream import Loading, Stream, length_of_batch
 from attent.pipeline.task import view_keys
 
@@ -74,18 +74,23 @@ class Room:
         """The share of the budget spent, in [0, 1]."""
         return min(1.0, self.spent / self.budget)  # tokens: the last example may overshoot it
 
-    def cut(self, order: Tensor) -> Room:
+    def cut(self, order: Order) -> Room:
         """Room in a pass that ends with the example that reaches the budget.
 
         Args:
-            order: ``[k]``, the examples of the whole pass.
+            order: of the examples of the whole pass.
         """
+        left = self.budget - self.spent
         if self.lengths is None:
-            return replace(self, end=min(self.end, self.offset + self.budget - self.spent))
-        ends = self.lengths[order].cumsum(0)
-        before = int(ends[self.offset - 1]) if self.offset else 0
-        left = self.budget - (self.spent - before)
-        return replace(self, end=min(self.end, int(torch.searchsorted(ends, left)) + 1))
+            return replace(self, end=min(self.end, self.offset + left))
+        if left > int(self.lengths.sum()):
+            return self  # whatever the order
+        for start in range(self.offset, self.end, CHUNK):
+            ends = self.lengths[order[start : min(self.end, start + CHUNK)]].cumsum(0)
+            if int(ends[-1]) >= left:
+                return replace(self, end=start + int(torch.searchsorted(ends, left)) + 1)
+            left -= int(ends[-1])
+        return self
 
     def after(self, examples: int, tokens: int) -> Room:
         """Room that is left by a batch."""
@@ -116,9 +121,10 @@ class OpenStream:
         self.batch_size = batch_size
         self.loading = loading
         self.lengths, self.buckets = lengths_of(source), buckets_of(source)
+        self.blocks, self.window = blocks_of(source), window_of(source)
         self._stream: Stream | None = None
         self._mask: Tensor | None = None
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order: Order = torch.empty(0, dtype=torch.int64)
         self._at: tuple = ()
 
     def at(self, state: TensorDict, room: Room) -> tuple[Stream, Room]:
@@ -128,16 +134,19 @@ class OpenStream:
         # Holding the mask keeps its address from being used again; its version counts its writes.
         self._pass = (seed, passes, room.end, room.budget, mask.data_ptr(), mask._version)
         if self._stream is None or self._at != (*self._pass, room.offset):
-            key = fold(seed, "order", passes)
-            if self.buckets is None:
-                order = keyed_order(mask.cpu(), key)
-            else:
-                order = bucketed_order(mask.cpu(), key, self.buckets, self.batch_size)
+            order = order_of_pass(
+                mask.cpu(),
+                fold(seed, "order", passes),
+                self.batch_size,
+                lengths=self.buckets,
+                blocks=self.blocks,
+                window=self.window,
+            )
             if len(order) < room.end:
                 raise ValueError(
                     f"the mask selects {len(order)} examples, but plan/size asks for {room.end}"
                 )
-            self._order = order[: room.cut(order).end]
+            self._order = first(order, room.cut(order).end)
             self._stream = Stream(
                 self.source,
                 self._order,

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchdata.nodes import BaseNode, Mapper, ParallelMapper, PinMemory, Prefetcher
 
+from attent.pipeline.order import Order
 from attent.pipeline.source import ExampleError, Source, fetch_batch
 
 # The nodes' own snapshots are not used: a stream resumes by (seed, pass, offset).
@@ -48,12 +49,12 @@ class IndexBatches(BaseNode[Tensor]):
     A single one left over goes with the batch before it: batch statistics of one are undefined.
 
     Args:
-        index: ``[k]`` int64, or a range, which takes no memory.
+        index: an order (``[k]`` int64), or a range, which takes no memory.
         batch_size: of all batches but the last.
         offset: indices to pass over: where a resumed pass goes on.
     """
 
-    def __init__(self, index: Tensor | range, batch_size: int, offset: int = 0) -> None:
+    def __init__(self, index: Order | range, batch_size: int, offset: int = 0) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -97,7 +98,7 @@ class Stream:
 
     Args:
         source: where examples come from.
-        index: ``[k]`` int64, or a range: which and in what order.
+        index: an order (``[k]`` int64), or a range: which and in what order.
         batch_size: of all batches but the last.
         offset: indices to pass over.
         loading: workers, prefetching.
@@ -111,7 +112,7 @@ class Stream:
     def __init__(
         self,
         source: Source,
-        index: Tensor | range,
+        index: Order | range,
         batch_size: int,
         *,
         offset: int = 0,
