@@ -6,7 +6,9 @@ A file that holds something else is refused, not converted. Every error names th
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,17 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 
+class Encoded(NamedTuple):
+    """A file's bytes, where it is kept among others."""
+
+    data: bytes
+    place: Callable[[], str]  # says where, in messages
+
+
+File = str | Path | Encoded
+"""A file by its path, or its bytes."""
+
+
 class _Stored(NamedTuple):
     """How a file says its pixels are stored."""
 
@@ -27,11 +40,11 @@ class _Stored(NamedTuple):
     maximum: int  # of the values of a PGM that decoding would scale; else 255
 
 
-def rgb(path: str | Path, *, upright: bool = False) -> Tensor:
+def rgb(path: File, *, upright: bool = False) -> Tensor:
     """``[3, H, W]`` uint8, of any file of 8 bits a channel.
 
     Args:
-        path: of the file.
+        path: of the file, or its bytes.
         upright: turned as the camera noted that it was held (EXIF), as viewers show it; False for
             the pixels in the order of the file, which are those that labels beside it are of.
 
@@ -48,7 +61,7 @@ def rgb(path: str | Path, *, upright: bool = False) -> Tensor:
     return V.pil_to_tensor(image.convert("RGB"))
 
 
-def sixteen_bit(path: str | Path) -> Tensor:
+def sixteen_bit(path: File) -> Tensor:
     """``[1, H, W]`` float32, the values 0 to 65535 of one channel of unsigned 16-bit integers.
 
     Raises:
@@ -61,7 +74,7 @@ def sixteen_bit(path: str | Path) -> Tensor:
     return torch.from_numpy(np.asarray(image).astype(np.float32)).unsqueeze(0)
 
 
-def ids(path: str | Path) -> Tensor:
+def ids(path: File) -> Tensor:
     """``[H, W]`` uint8, the pixels of one channel of 8 bits, or the indices into a palette.
 
     Raises:
@@ -77,7 +90,7 @@ def ids(path: str | Path) -> Tensor:
     return torch.from_numpy(np.array(image))
 
 
-def mask(path: str | Path) -> Tensor:
+def mask(path: File) -> Tensor:
     """``[H, W]`` bool, true where a pixel of one channel is 255.
 
     Raises:
@@ -91,20 +104,46 @@ def mask(path: str | Path) -> Tensor:
     highest = int(values.max())
     if 0 < highest < 255:
         raise ValueError(
-            f"{os.fspath(path)} holds no 255, and values up to {highest}; expected 255 where a "
+            f"{_place(path)} holds no 255, and values up to {highest}; expected 255 where a "
             "pixel is valid"
         )
     return values == 255
 
 
-def _decoded(path: str | Path) -> tuple[Image.Image, _Stored]:
+def domain(name: str, path: File, depth_range: float = 1.0) -> Tensor:
+    """One modality of a scene, by what files of it hold.
+
+    Args:
+        name: rgb (uint8 ``[3, H, W]``); semseg and pseudo_semseg (uint8 ``[H, W]``); mask_valid
+            (bool ``[H, W]``); any other is a measurement of 16 bits (float32 ``[1, H, W]``), the
+            file's value / 65536.
+        path: of the file, or its bytes.
+        depth_range: what depth is multiplied by: depth that 65536 would stand for.
+
+    Raises:
+        ValueError: a file that cannot be read or does not hold what its domain should; names it.
+    """
+    if name == "rgb":
+        return rgb(path)
+    if name == "mask_valid":
+        return mask(path)
+    if name.endswith("semseg"):
+        return ids(path)
+    return sixteen_bit(path) * ((depth_range if name == "depth" else 1) / 65536)
+
+
+def _place(path: File) -> str:
+    return path.place() if isinstance(path, Encoded) else os.fspath(path)
+
+
+def _decoded(path: File) -> tuple[Image.Image, _Stored]:
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(path.data) if isinstance(path, Encoded) else path) as file:
             stored = _stored(file)  # before the pixels: decoding forgets how they were kept
             file.load()
         return file, stored
     except Exception as error:  # a damaged header leads Pillow into errors of any kind
-        raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from error
+        raise ValueError(f"{_place(path)} cannot be read: {error}") from error
 
 
 def _stored(file: ImageFile) -> _Stored:
@@ -119,10 +158,10 @@ def _stored(file: ImageFile) -> _Stored:
     )
 
 
-def _refused(path: str | Path, stored: _Stored, expected: str) -> ValueError:
+def _refused(path: File, stored: _Stored, expected: str) -> ValueError:
     kept = f" stored as {stored.packing}" if stored.packing not in ("", stored.mode) else ""
     scaled = f" with values up to {stored.maximum}" if stored.maximum != 255 else ""
     return ValueError(
-        f"{os.fspath(path)} is {stored.format} of mode {stored.mode}{kept}{scaled}; expected "
+        f"{_place(path)} is {stored.format} of mode {stored.mode}{kept}{scaled}; expected "
         f"{expected}"
     )

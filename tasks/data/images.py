@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as V
 from torchvision.tv_tensors import Image
 
 from attent.pipeline.keyed import fold
+from attent.pipeline.source import reading
 from attent.tasks.data.joint import JointView, one_key_each
 from attent.tasks.data.multimodal import Reader
 from attent.tasks.data.pixels import DEVIATION, MEAN, Standardize
@@ -68,6 +69,7 @@ class Images:
 
     Attributes:
         kept: share of the shorter side that the fixed view keeps.
+        blocks: the reader's, where it keeps images together; else None.
 
     Raises:
         ValueError: a reader without labels, or an argument out of range.
@@ -90,6 +92,7 @@ class Images:
             raise ValueError(f"{type(reader).__name__} has no labels to learn")
         self.reader, self.labels = reader, labels
         self.classes: list[str] | None = getattr(reader, "classes", None)
+        self.blocks: Tensor | None = getattr(reader, "blocks", None)
         self.size, self.augmentation = size, augmentation
         self._fixed = JointView(size=max(size, round(size / crop_pct)))
         self.kept = size / self._fixed.size
@@ -111,14 +114,14 @@ class Images:
         if self.augmentation is None:
             return self.fetch(index)
         pictures = [
-            self.augmentation(self.reader.read(i)["rgb"], key, self.size)
+            self.augmentation(self._read(i), key, self.size)
             for i, key in zip(index.tolist(), one_key_each(index, keys), strict=True)
         ]
         return self._batch(index, pictures)
 
     def picture(self, index: int) -> Tensor:
         """An image as it is scored and evaluated, ``[3, S, S]`` uint8."""
-        return self.viewed(self.reader.read(index)["rgb"])
+        return self.viewed(self._read(index))
 
     def viewed(self, image: Tensor) -> Tensor:
         """An image ``[3, H, W]`` uint8 in the fixed view, ``[3, S, S]`` uint8."""
@@ -126,6 +129,10 @@ class Images:
             return image
         resized = self._fixed({"rgb": Image(image)}, None)["rgb"]
         return V.center_crop(resized, [self.size, self.size]).as_subclass(Tensor)
+
+    def _read(self, index: int) -> Tensor:
+        reading(index)
+        return self.reader.read(index)["rgb"]
 
     def _batch(self, index: Tensor, pictures: Sequence[Tensor]) -> TensorDict:
         images = self.standardized(torch.stack(list(pictures)))

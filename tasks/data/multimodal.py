@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
+from attent.pipeline.source import reading
 from attent.tasks.data.joint import JointView, is_integer, one_key_each
 from attent.tasks.data.pixels import DEVIATION, MEAN, Standardize
 
@@ -29,7 +30,8 @@ _WRAPPED = {"rgb": Image, "depth": Image, "semseg": Mask}
 class Reader(Protocol):
     """Raw scenes, one at a time, at their own size.
 
-    A reader may also have ``labels`` (``[N]`` int64, a class for each scene).
+    A reader may also have ``labels`` (``[N]`` int64, a class for each scene), and ``blocks`` where
+    it keeps scenes together (see `attent.pipeline.source.Source`).
     """
 
     def __len__(self) -> int:
@@ -111,6 +113,7 @@ class Multimodal:
             raise ValueError(f"num_semseg_classes is at least 1; got {num_semseg_classes}")
         self.semseg_stride, self.num_semseg_classes = semseg_stride, num_semseg_classes
         self.labels = _labels_of(reader)
+        self.blocks: Tensor | None = getattr(reader, "blocks", None)
         self.standardized = Standardize(mean, deviation)
 
     def __len__(self) -> int:
@@ -174,6 +177,7 @@ class Multimodal:
 
     def _scene(self, index: int) -> dict[str, Tensor]:
         """A scene as it was read, its domains as they should be."""
+        reading(index)
         found = self.reader.read(index)
         missing = [domain for domain in self.domains if domain not in found]
         if missing:

@@ -115,19 +115,12 @@ class PairedFolder:
             ValueError: a file that cannot be read or does not hold what its domain should, or files
                 of different sizes; names them.
         """
-        scene = {domain: self._read(domain, self.path(domain, index)) for domain in self.domains}
+        scene = {
+            domain: decode.domain(domain, self.path(domain, index), self.depth_range)
+            for domain in self.domains
+        }
         check_sizes({self.path(domain, index): value for domain, value in scene.items()})
         return scene
-
-    def _read(self, domain: str, path: str) -> Tensor:
-        if domain == "rgb":
-            return decode.rgb(path)
-        if domain == "mask_valid":
-            return decode.mask(path)
-        if domain.endswith("semseg"):
-            return decode.ids(path)
-        scale = self.depth_range if domain == "depth" else 1
-        return decode.sixteen_bit(path) * (scale / 65536)
 
 
 def check_sizes(files: Mapping[str, Tensor]) -> None:
