@@ -15,6 +15,12 @@ from attent.pipeline.keyed import fold, generator, mix
 ROUNDS = 6
 """Of the network; four make it pseudo-random where the rounds' functions are."""
 
+TABLED = 16
+"""Halves of up to so many bits: what a round does to each is looked up, 3 MiB in all."""
+
+CHUNK = 2**16
+"""Places worked on at once: what lies between fits a processor's cache."""
+
 SMALL = 2**12
 """Up to so many, the permutation is drawn whole: a network of few bits has few to choose from."""
 
@@ -44,6 +50,11 @@ class Permutation:
         # Halves of a and b bits change places in every round.
         self._bits = bits // 2, bits - bits // 2
         self._keys = [fold(key, "round", i) for i in range(ROUNDS)]
+        self._rounds: list[Tensor] = []
+        if self._table is None and self._bits[1] <= TABLED:
+            self._rounds = [
+                self._round(i, torch.arange(1 << self._right(i))) for i in range(ROUNDS)
+            ]
 
     def __len__(self) -> int:
         return self.size
@@ -69,20 +80,33 @@ class Permutation:
             )
         if self._table is not None:
             return self._table.to(positions.device)[positions]
-        found = self._network(positions.flatten())
+        parts = [self._walk(part) for part in positions.flatten().split(CHUNK)]
+        return torch.cat(parts).view(positions.shape)
+
+    def _walk(self, places: Tensor) -> Tensor:
+        """What stands at places: the network, again for what has fallen out of range."""
+        found = self._network(places)
         out = (found >= self.size).nonzero().squeeze(1)
         while len(out):
-            again = self._network(found[out])
-            found[out] = again
-            out = out[again >= self.size]
-        return found.view(positions.shape)
+            again = self._network(found.index_select(0, out))
+            found.scatter_(0, out, again)
+            out = out.masked_select(again >= self.size)
+        return found
 
     def _network(self, x: Tensor) -> Tensor:
         """The network on numbers of its bits: (l, r) -> (r, l xor f(r)), so many times."""
-        low, high = self._bits
+        low = self._right(0)
         left, right = x >> low, x & ((1 << low) - 1)
-        widths = high, low  # of left, right
-        for key in self._keys:
-            left, right = right, left ^ (mix(right ^ key) & ((1 << widths[0]) - 1))
-            widths = widths[1], widths[0]
-        return (left << widths[1]) | right
+        looked_up = self._rounds if x.device.type == "cpu" else []
+        for i in range(ROUNDS):
+            f = looked_up[i].index_select(0, right) if looked_up else self._round(i, right)
+            left, right = right, f.bitwise_xor_(left)
+        return (left << self._right(ROUNDS)) | right
+
+    def _right(self, i: int) -> int:
+        """Bits of the right half before a round; the left one has the others."""
+        return self._bits[i % 2]
+
+    def _round(self, i: int, right: Tensor) -> Tensor:
+        """What a round mixes into the left half."""
+        return mix(right ^ self._keys[i]) & ((1 << self._right(i + 1)) - 1)
