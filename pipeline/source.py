@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -41,7 +41,8 @@ class Source(Protocol):
     def fetch(self, index: Tensor) -> TensorDict:
         """The examples at ``index`` (``[B]`` int64, in that order) as a TensorDict of ``[B]``.
 
-        Called from several threads at once when a stream has workers.
+        Called from several threads at once when a stream has workers, or in processes, each a copy
+        of this one made when the stream was opened.
         """
         ...
 
@@ -101,8 +102,12 @@ class DatasetSource:
         Raises:
             ValueError: an item is not a dictionary or a tuple of as many parts as there are names.
         """
-        items = [self._named(self.dataset[i]) for i in index.tolist()]
+        items = [self._item(i) for i in index.tolist()]
         return TensorDict(default_collate(items), batch_size=[len(items)])
+
+    def _item(self, index: int) -> dict[str, Any]:
+        reading(index)
+        return self._named(self.dataset[index])
 
     def _named(self, item: Any) -> dict[str, Any]:
         if isinstance(item, Mapping):
@@ -192,11 +197,44 @@ def fetch_batch(source: Source, index: Tensor, keys: Tensor | None = None) -> Te
     Raises:
         ExampleError: one of them cannot be fetched; it is found and named.
     """
-    fetch = source.fetch if keys is None else _augmented(source, index, keys)
     try:
-        batch = fetch(index)
+        batch = fetch_as_it_is(source, index, keys)
     except Exception as error:
-        raise _culprit(fetch, source, index, error) from error
+        raise _culprit(source, index, keys, error) from error
+    return with_index(source, batch, index)
+
+
+def fetch_as_it_is(source: Source, index: Tensor, keys: Tensor | None = None) -> TensorDict:
+    """What the source makes of `fetch_batch`'s arguments; its errors are its own."""
+    if keys is None:
+        return source.fetch(index)
+    return source.fetch_augmented(index, keys)  # type: ignore[attr-defined]
+
+
+def fetch_one_by_one(
+    source: Source, index: Tensor, keys: Tensor | None
+) -> Iterator[tuple[int, Exception]]:
+    """Those of some examples that cannot be fetched even alone, each with its error.
+
+    Args:
+        source: where they are.
+        index: ``[B]`` int64.
+        keys: ``[B]`` int64, for a source that augments; None for the examples as they are.
+    """
+    for at, i in enumerate(index.tolist()):
+        reading(i)
+        try:
+            fetch_as_it_is(source, index[at : at + 1], None if keys is None else keys[at : at + 1])
+        except Exception as error:
+            yield i, error
+
+
+def with_index(source: Source, batch: TensorDict, index: Tensor) -> TensorDict:
+    """What a source returned for ``index``, which becomes its entry of that name.
+
+    Raises:
+        ValueError: a batch of another size.
+    """
     if tuple(batch.batch_size) != (len(index),):
         raise ValueError(
             f"{type(source).__name__}.fetch returned a batch of size {list(batch.batch_size)} for "
@@ -211,26 +249,18 @@ def describe_example(source: Source, index: int) -> str:
     return f"example {index}" + (f" ({locate(index)})" if locate is not None else "")
 
 
-def _augmented(source: Source, index: Tensor, keys: Tensor) -> Callable[[Tensor], TensorDict]:
-    """Fetch as in training: each example under its own key, alone or in the batch."""
-    fetch: Callable[[Tensor, Tensor], TensorDict] = source.fetch_augmented  # type: ignore[attr-defined]
-    key_of = dict(zip(index.tolist(), keys.tolist(), strict=True))
-    return lambda some: fetch(some, torch.tensor([key_of[i] for i in some.tolist()]))
-
-
-def _culprit(
-    fetch: Callable[[Tensor], TensorDict], source: Source, index: Tensor, error: Exception
-) -> ExampleError:
-    """Fetch one by one to find which example the batch failed on."""
-    for i in index.tolist():
-        try:
-            fetch(torch.tensor([i]))
-        except Exception as single:
-            return ExampleError(
-                f"{describe_example(source, i)} cannot be fetched: "
-                f"{type(single).__name__}: {single}"
-            )
+def not_together(index: Tensor, error: Exception) -> ExampleError:
+    """The error of a batch that cannot be fetched though each of its examples can."""
     return ExampleError(
         f"a batch of {len(index)} examples ({index[:8].tolist()}...) cannot be fetched together, "
         f"though each can alone: {type(error).__name__}: {error}"
     )
+
+
+def _culprit(source: Source, index: Tensor, keys: Tensor | None, error: Exception) -> ExampleError:
+    """Fetch one by one to find which example the batch failed on."""
+    for i, single in fetch_one_by_one(source, index, keys):
+        return ExampleError(
+            f"{describe_example(source, i)} cannot be fetched: {type(single).__name__}: {single}"
+        )
+    return not_together(index, error)

@@ -1,11 +1,13 @@
-"""Streams of batches: selected indices in a keyed order -> fetch -> prefetch, by torchdata.nodes.
+"""Streams of batches: selected indices in a keyed order -> fetch -> pin, by torchdata.nodes.
 
-A batch is fetched whole, not example by example: a `ParallelMapper` moves about 30 microseconds an
-item through its threads. The mask is frozen while a stream is open, since it reads ahead.
+A batch is fetched whole, not example by example: handing an item from a worker to its reader takes
+as long as a small example. The mask is frozen while a stream is open, since it reads ahead.
 """
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +15,13 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchdata.nodes import BaseNode, Mapper, ParallelMapper, PinMemory, Prefetcher
+from torchdata.nodes import BaseNode, Mapper, PinMemory, Prefetcher
 
+from attent.pipeline.fetch import Fetch, Fetched
 from attent.pipeline.order import Order
-from attent.pipeline.source import ExampleError, Source, fetch_batch
+from attent.pipeline.skipped import SkippedList
+from attent.pipeline.source import Source
+from attent.pipeline.workers import FetchAhead
 
 # The nodes' own snapshots are not used: a stream resumes by (seed, pass, offset).
 _NO_SNAPSHOTS = 2**30
@@ -26,13 +31,33 @@ _NO_SNAPSHOTS = 2**30
 class Loading:
     """How batches are fetched.
 
+    What comes out is the same however it is done. A worker that dies or hangs is an `ExampleError`
+    that says where it was.
+
+    With a ``skipped`` list, data that cannot be read are passed over without any count, order or
+    score going amiss: the example keeps its place and its ``index`` in the batch, and its data are
+    those of the next example of the batch that can be read (after the last, the first). It is
+    trained on and scored as that one, so that its score is that of its stand-in; budgets, orders
+    and what each process does are as they were planned. A batch of which nothing can be read is an
+    error all the same.
+
     Attributes:
-        workers: threads that fetch batches; 0 fetches in the training thread.
+        workers: that fetch batches; 0 fetches in the training thread.
+        processes: workers are processes, not threads: for sources that keep Python busy, which
+            threads would take turns at. Each works on a copy of the source, made when a stream is
+            opened.
+        timeout: seconds that training waits for one batch, until its worker counts as hung; None
+            for ever. In the training thread (no workers) nobody counts.
+        skipped: where examples that cannot be read are entered as they are passed over; None: one
+            that cannot be read is an error.
         prefetch: batches held ready when there are no workers; 0 for none.
         pin_memory: copy batches into page-locked memory, for a GPU.
     """
 
     workers: int = 0
+    processes: bool = False
+    timeout: float | None = 600.0
+    skipped: SkippedList | None = None
     prefetch: int = 0
     pin_memory: bool = False
 
@@ -41,6 +66,8 @@ class Loading:
             raise ValueError(
                 f"workers and prefetch are at least 0, got {self.workers} and {self.prefetch}"
             )
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise ValueError(f"timeout is above 0 seconds, or None for never; got {self.timeout}")
 
 
 class IndexBatches(BaseNode[Tensor]):
@@ -96,6 +123,9 @@ def num_batches(examples: int, batch_size: int) -> int:
 class Stream:
     """An open stream of batches.
 
+    It ends, and its workers with it, when it is read to the end, with the first error, when it is
+    closed, and when nobody holds it any more.
+
     Args:
         source: where examples come from.
         index: an order (``[k]`` int64), or a range: which and in what order.
@@ -106,7 +136,8 @@ class Stream:
             examples; None for the examples as they are.
         share: the batches of indices -> this process's share of them; None for all.
 
-    Iterating raises `ExampleError` for an example that cannot be fetched.
+    Iterating raises `ExampleError` for an example that cannot be fetched, and for a worker that
+    died or hangs.
     """
 
     def __init__(
@@ -121,35 +152,56 @@ class Stream:
         share: Callable[[BaseNode[Tensor]], BaseNode[Tensor]] | None = None,
     ) -> None:
         loading = loading or Loading()
+        skipped = loading.skipped
+        known = None if skipped is None else skipped.of(source)
+        fetch = Fetch(source=source, keys=keys, unreadable=known)
 
-        def fetch(batch: Tensor) -> TensorDict | Exception:
+        def opened(fetched: Fetched) -> TensorDict | Exception:
             # Handed on and raised by the reader: raised here, torchdata would wrap it in a new one.
-            try:
-                return fetch_batch(source, batch, None if keys is None else keys(batch))
-            except (ExampleError, ValueError) as error:
-                return error
+            if skipped is not None:
+                skipped.add(source, fetched.skipped)
+            return fetched.batch
 
         indices: BaseNode[Tensor] = IndexBatches(index, batch_size, offset)
         if share is not None:
             indices = share(indices)
+        self._end: Callable[[], object] | None = None
         node: BaseNode[Any]
         if loading.workers:
-            node = ParallelMapper(
-                indices, fetch, loading.workers, method="thread", snapshot_frequency=_NO_SNAPSHOTS
+            node = ahead = FetchAhead(
+                indices,
+                fetch,
+                workers=loading.workers,
+                processes=loading.processes,
+                timeout=loading.timeout,
             )
+            self._end = weakref.finalize(self, ahead.close)
         else:
             node = Mapper(indices, fetch)
+        node = Mapper(node, opened)
         if loading.pin_memory:
             node = PinMemory(node, snapshot_frequency=_NO_SNAPSHOTS)
         if loading.prefetch and not loading.workers:
             node = Prefetcher(node, loading.prefetch, snapshot_frequency=_NO_SNAPSHOTS)
-        self._node = node
+        self._node: BaseNode[Any] | None = node
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> TensorDict:
-        batch = next(self._node)
-        if isinstance(batch, Exception):
-            raise batch
+        if self._node is None:
+            raise StopIteration
+        try:
+            batch = next(self._node)
+            if isinstance(batch, Exception):
+                raise batch
+        except BaseException:
+            self.close()
+            raise
         return batch
+
+    def close(self) -> None:
+        """End its workers; nothing comes after that."""
+        self._node = None
+        if self._end is not None:
+            self._end()
