@@ -46,6 +46,7 @@ from attent.pipeline import (
 )
 from attent.pipeline.keyed import all_global_generators, fold
 from attent.pipeline.optimizer import Scales
+from attent.pipeline.skipped import SkippedList
 from attent.tasks.config import ConfigError
 
 
@@ -62,6 +63,8 @@ class Run:
         state: before the first tick.
         signal: which scores are recorded; None if there are none.
         notes: what is to be said of it when it starts.
+        skipped: examples that could not be read and were passed over, filled as they are met; None
+            where one would be an error.
     """
 
     task: Task
@@ -72,6 +75,7 @@ class Run:
     state: TensorDict
     signal: str | None
     notes: tuple[str, ...] = ()
+    skipped: SkippedList | None = None
 
 
 def device_of(name: str) -> torch.device:
@@ -116,8 +120,7 @@ def assemble(
     Raises:
         ValueError: what the options ask for cannot be; the message says why.
     """
-    pin = device_of(config.device).type == "cuda"
-    loading = Loading(workers=config.workers, pin_memory=pin)
+    loading = loading_of(config, pin_memory=device_of(config.device).type == "cuda")
     stage = train(
         task,
         source,
@@ -157,6 +160,23 @@ def assemble(
         plan=plan_of(tick),
         state=initialize(tick, state),
         signal=signal_of_options(config).name if config.asks_scores else None,
+        skipped=loading.skipped,
+    )
+
+
+def loading_of(config: Any, *, pin_memory: bool = False) -> Loading:
+    """How the options have batches fetched.
+
+    Args:
+        config: with the options of a run.
+        pin_memory: copy batches into page-locked memory, for a GPU.
+    """
+    return Loading(
+        workers=config.workers,
+        processes=config.worker_processes,
+        timeout=config.worker_timeout,
+        skipped=SkippedList() if config.skip_unreadable else None,
+        pin_memory=pin_memory,
     )
 
 

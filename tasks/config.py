@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from attent.tasks.option_types import mistyped
 
 Method = Literal["attent_complex", "attent_simple", "full"]
 SignalName = Literal[
@@ -158,6 +159,12 @@ class RunConfig:
         seed: the one seed of everything random.
         device: auto, cpu, cuda or cuda:N.
         workers: threads that fetch batches; 0 fetches in the training thread.
+        worker_processes: workers are processes, not threads: quicker where Python itself is what
+            takes the time, as in augmenting and tokenising.
+        worker_timeout: seconds that training waits for one batch, until its worker counts as hung
+            and the run stops; null for ever.
+        skip_unreadable: an example that cannot be read is passed over and listed in skipped.jsonl,
+            another of its batch in its place; otherwise it stops the run.
         threads: of torch on the CPU; null leaves torch's own choice. The same number is needed for
             the same bits.
         steps_per_tick: optimiser steps between looks of the progress bar, log and checkpoints.
@@ -171,6 +178,9 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     workers: int = 0
+    worker_processes: bool = False
+    worker_timeout: float | None = 600.0
+    skip_unreadable: bool = False
     threads: int | None = None
     steps_per_tick: int = 50
     eval_every: float = 1.0
@@ -179,12 +189,17 @@ class RunConfig:
     progress: bool = True
 
 
-# Options that say how a run is carried out, not what comes out: free to change on resume.
+# Options that say how a run is carried out, not what comes out: free to change on resume. To pass
+# over what cannot be read changes nothing before the first such example, which stops the run
+# otherwise: there it can be asked for.
 RUNTIME = frozenset(
     {
         "output_dir",
         "device",
         "workers",
+        "worker_processes",
+        "worker_timeout",
+        "skip_unreadable",
         "threads",
         "steps_per_tick",
         "save_every",
@@ -203,7 +218,8 @@ def check_shared(config: Any) -> None:
     Raises:
         ConfigError: names the option and what is accepted.
     """
-    _check_types(config)
+    for mistake in mistyped(config):
+        raise ConfigError(mistake)
     at_least_one = (
         "initial_interval", "max_interval", "total_cycles", "epochs", "batch_size", "accumulate",
         "steps_per_tick", "keep", "score_chunk", "score_batch_size",
@@ -214,7 +230,7 @@ def check_shared(config: Any) -> None:
         need(config, name, lambda v: v >= 1, "at least 1")
     for name in ("gumbel_temperature", "eval_every", "save_every"):
         need(config, name, lambda v: 0 < v < float("inf"), "above 0")
-    for name in ("lr", "blr"):
+    for name in ("lr", "blr", "worker_timeout"):
         need(config, name, lambda v: v is None or 0 < v < float("inf"), "above 0, or null")
     for name in ("weight_decay", "min_lr", "workers"):
         need(config, name, lambda v: v >= 0, "at least 0")
@@ -253,41 +269,6 @@ def _check_together(config: Any) -> None:
         )
     if config.reselect and config.method == "attent_simple" and config.scored_afresh:
         raise ConfigError("reselect goes by what training observes, but scores is fresh")
-
-
-_UNIONS = (types.UnionType, Union)  # of Literal and None typing makes the latter
-
-
-def _check_types(config: Any) -> None:
-    """Refuse values of another type, and choices that there are not."""
-    hints = get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, accepted = getattr(config, field.name), hints[field.name]
-        options = get_args(accepted) if get_origin(accepted) in _UNIONS else (accepted,)
-        if not any(_is_a(value, option) for option in options):
-            names = " or ".join(map(_type_name, options))
-            raise ConfigError(f"{field.name} must be {names}, got {value!r}")
-
-
-def _is_a(value: Any, accepted: Any) -> bool:
-    if get_origin(accepted) is Literal:
-        return isinstance(value, str) and value in get_args(accepted)
-    if accepted is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if accepted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if get_origin(accepted) is list:
-        return isinstance(value, list) and all(_is_a(v, get_args(accepted)[0]) for v in value)
-    return isinstance(value, get_origin(accepted) or accepted)
-
-
-def _type_name(accepted: Any) -> str:
-    if get_origin(accepted) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(accepted)))
-    names = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
-    if get_origin(accepted) is list:
-        return f"a list, each {_type_name(get_args(accepted)[0])}"
-    return names.get(accepted, "null" if accepted is type(None) else "a mapping")
 
 
 def need(config: Any, name: str, holds: Callable[[Any], bool], accepted: str) -> None:
@@ -369,6 +350,8 @@ def _idle(config: Any) -> dict[str, str]:
         idle["betas"] = f"optimizer is {config.optimizer}"
     if config.lr is not None:
         idle["blr"] = "lr is set"
+    if config.workers == 0:
+        idle |= dict.fromkeys(("worker_processes", "worker_timeout"), "workers is 0")
     return idle
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from attent.pipeline import Loading, Source, TensorSource, evaluate
+from attent.pipeline import Source, TensorSource, evaluate
 from attent.pipeline import run as run_stage
 from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.source import fetch_batch
 from attent.pipeline.stage import initialize
-from attent.tasks.build import Run, check_labels
+from attent.tasks.build import Run, check_labels, loading_of
 from attent.tasks.classification import Classification
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError
@@ -52,11 +52,12 @@ def measure(
         other = dataclasses.replace(config, data=data)
         held_out = COMMANDS[command].load_held_out(other, loaded.held_out)
         _same_form(loaded, held_out, data)
+    loading = loading_of(config)
     stage = evaluate(
         loaded.task,
         held_out,
         batch_size=config.score_batch_size if batch_size is None else batch_size,
-        loading=Loading(workers=config.workers),
+        loading=loading,
     )
     state = run_stage(stage, initialize(stage, loaded.state))
     found = {name: float(state["metrics", f"val_{name}"]) for name in loaded.task.metrics()}
@@ -68,6 +69,8 @@ def measure(
         "torch": torch.__version__,
         "metrics": found,
     }
+    if loading.skipped:
+        about["skipped"] = [f"{entry.place}: {entry.reason}" for entry in loading.skipped]
     write_atomically(folder.path / "evaluation.json", (json.dumps(about, indent=2) + "\n").encode())
     return found, step
 

@@ -1,0 +1,82 @@
+"""Examples that a run could not read and passed over, listed in a file of the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDict
+
+from attent.pipeline import Observer, Source
+from attent.pipeline.checkpoint import write_atomically
+from attent.pipeline.observers import Reason, read_log
+from attent.pipeline.skipped import SkippedList
+
+
+class UnreadableExamples(Observer):
+    """Writes a JSON line for each example that is passed over: split, index, place, reason.
+
+    A resumed run adds to what it had found before; an example is there once. No file is made where
+    everything can be read.
+
+    Args:
+        path: of the ``.jsonl`` file.
+        skipped: filled by the streams; None where an unreadable example is an error.
+        splits: what the sources are called.
+    """
+
+    def __init__(
+        self, path: str | Path, skipped: SkippedList | None, splits: Mapping[str, Source]
+    ) -> None:
+        self.path = Path(path)
+        self._skipped = SkippedList() if skipped is None else skipped
+        self._split_of = {id(source): name for name, source in splits.items()}
+        self._written: set[tuple[str, int]] = set()
+
+    @property
+    def summary(self) -> str | None:
+        """What is to be said at the end; None where all could be read."""
+        count = len(self._written)
+        if not count:
+            return None
+        examples, were, they_are = (
+            ("example", "was", "it is") if count == 1 else ("examples", "were", "they are")
+        )
+        return (
+            f"{count:,} {examples} could not be read and {were} passed over; {they_are} listed in "
+            f"{self.path}"
+        )
+
+    def start(self, state: TensorDict) -> None:
+        """Learn what was found before."""
+        lines = read_log(self.path)
+        self._written = {(line["split"], line["index"]) for line in lines}
+        if lines:
+            # Without a last line that a kill cut short.
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_atomically(self.path, text.encode())
+
+    def tick(self, state: TensorDict) -> None:
+        """List what was found since."""
+        found: list[dict[str, Any]] = []
+        for entry in self._skipped:
+            split = self._split_of.get(id(entry.source), type(entry.source).__name__)
+            if (split, entry.index) not in self._written:
+                self._written.add((split, entry.index))
+                found.append(
+                    {
+                        "split": split,
+                        "index": entry.index,
+                        "place": entry.place,
+                        "reason": entry.reason,
+                    }
+                )
+        if found:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in found)
+
+    def stop(self, state: TensorDict, reason: Reason) -> None:
+        """List the rest: a tick that failed may have found some."""
+        self.tick(state)
