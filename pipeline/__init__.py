@@ -15,8 +15,10 @@ from attent.pipeline.fit import fit
 from attent.pipeline.keyed import example_keys, fold, generator, uniform, uniforms
 from attent.pipeline.laws import assert_stage_laws
 from attent.pipeline.observers import Checkpoints, JsonLog, Observer, Selections, summary
+from attent.pipeline.online import attent_online, attent_threshold, online_plan, threshold_plan
 from attent.pipeline.optimizer import Optimizer, adamw, sgd
 from attent.pipeline.permutation import Permutation
+from attent.pipeline.pipes import selected_pipe
 from attent.pipeline.plan import (
     Phase,
     Plan,
@@ -27,6 +29,8 @@ from attent.pipeline.plan import (
     simple_plan,
     spent,
 )
+from attent.pipeline.quantile import above_quantile
+from attent.pipeline.reader import StreamEnded
 from attent.pipeline.recipes import attent_complex, attent_simple, full, tick
 from attent.pipeline.reschedule import plan_of, reschedule
 from attent.pipeline.rules import Rule, hard, random, soft
@@ -49,6 +53,7 @@ from attent.pipeline.task import Task, bare_state, initial_state
 from attent.pipeline.threshold import count, top_k_mask
 from attent.pipeline.train import train
 from attent.pipeline.validate import GraphError, validate
+from attent.pipeline.window import Keep, Window, refill, window
 
 __all__ = [
     "SIGNALS",
@@ -59,6 +64,7 @@ __all__ = [
     "ExampleError",
     "GraphError",
     "JsonLog",
+    "Keep",
     "Loading",
     "Observer",
     "Optimizer",
@@ -72,13 +78,18 @@ __all__ = [
     "Source",
     "Stage",
     "Step",
+    "StreamEnded",
     "Task",
     "TensorSource",
+    "Window",
+    "above_quantile",
     "adamw",
     "allocate",
     "assert_stage_laws",
     "attent_complex",
+    "attent_online",
     "attent_simple",
+    "attent_threshold",
     "bare_state",
     "complex_plan",
     "constant",
@@ -101,9 +112,11 @@ __all__ = [
     "initial_state",
     "initialize",
     "load_state",
+    "online_plan",
     "per_example",
     "plan_of",
     "random",
+    "refill",
     "repeat",
     "reschedule",
     "restore",
@@ -111,12 +124,14 @@ __all__ = [
     "save_state",
     "score",
     "select",
+    "selected_pipe",
     "sequence",
     "sgd",
     "simple_plan",
     "soft",
     "spent",
     "summary",
+    "threshold_plan",
     "tick",
     "to_mermaid",
     "top_k_mask",
@@ -126,4 +141,5 @@ __all__ = [
     "validate",
     "warmup_cosine",
     "when",
+    "window",
 ]

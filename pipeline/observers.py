@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from attent.pipeline.checkpoint import (
     CheckpointError,
@@ -106,6 +107,10 @@ def summary(state: TensorDict) -> dict[str, Any]:
     for group in ("clock", "plan", "ledger"):
         for (name,), value in leaves(branch(state, group)):
             line[name] = value.item()
+    if has(state, "window"):
+        for (name,), value in leaves(branch(state, "window")):
+            if value.ndim == 0:
+                line[f"window_{name}"] = _plain(value)
     metrics = find(state, "metrics")
     if isinstance(metrics, TensorDict):
         stale = {
@@ -115,15 +120,22 @@ def summary(state: TensorDict) -> dict[str, Any]:
         }
         for (name,), value in leaves(metrics):
             if not any(name.startswith(split + "_") for split in stale):
-                number_ = value.item()
-                bad = isinstance(number_, float) and not math.isfinite(number_)
-                line[name] = None if bad else number_
+                line[name] = _plain(value)
     line["saved"] = saving(state)
     return line
 
 
+def _plain(value: Tensor) -> int | float | None:
+    """A scalar as JSON has it."""
+    found = value.item()
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
 def saving(state: TensorDict) -> float:
     """The share of compute saved so far against as many passes over everything.
+
+    Everything is what the mask is of; where a running quantile chose what comes into the window,
+    all that was looked at of the stream.
 
     A forward counts 1 and a backward 2, of an example, or of a token where the budget counts
     tokens; scoring is included. Below 0, scoring has cost more than selection has saved yet.
@@ -136,6 +148,10 @@ def saving(state: TensorDict) -> float:
     size = max(1, number(state, "plan", "size"))
     passes = number(state, "clock", "passes") + number(state, "clock", "offset") / size
     full = 3 * (tokens or len(tensor(state, "mask"))) * passes
+    if has(state, ("window", "threshold")):
+        came_in = len(tensor(state, "mask")) * (number(state, "window", "number") + 1)
+        looked_at, seen = number(state, "window", "next"), number(state, "clock", "seen")
+        full = 3 * looked_at * seen / max(1, came_in)
     return 1 - (forwarded + 2 * backwarded) / full if full else 0.0
 
 

@@ -63,6 +63,9 @@ class Plan:
             ``pass_tokens`` is given; the run then ends with the example that reaches it.
         score_cost: of one example, in forwards: 1 for a loss, 3 with a backward.
         pass_tokens: of all examples together; 0 where the budget counts examples.
+        per_window: N is the window of a stream, and the phases, none of them open, are made in
+            each window until the budget is spent.
+        kept: share of a stream that comes into its windows; what is below 1 is measured for that.
 
     Which examples are selected, and so how long they are, nobody knows before: where the budget is
     in tokens, `spans`, `passes`, `cost` and `saving` take every example to be of mean length.
@@ -74,6 +77,8 @@ class Plan:
     budget: int
     score_cost: int = 1
     pass_tokens: int = 0
+    per_window: bool = False
+    kept: float = 1.0
 
     @property
     def unit(self) -> str:
@@ -91,18 +96,24 @@ class Plan:
         return round(self.budget * self.num_examples / self.pass_units)
 
     def spans(self) -> list[tuple[Phase, int]]:
-        """Each phase with the examples that it trains on."""
-        left, spans = self.examples, []
+        """Each phase with the examples that it trains on, in all windows together."""
+        windows, left, spans = 0, self.examples, []
+        if self.per_window:
+            windows, left = divmod(left, sum(phase.size * phase.passes for phase in self.phases))
         for phase in self.phases:
             spent = left if phase.passes == 0 else min(left, phase.size * phase.passes)
-            spans.append((phase, spent))
+            spans.append((phase, windows * phase.size * phase.passes + spent))
             left -= spent
         return spans
+
+    def entered(self, phase: Phase, spent: int) -> int:
+        """How often a phase begins that trains on so many examples in all: once, but in windows."""
+        return math.ceil(spent / (phase.size * phase.passes)) if self.per_window else int(spent > 0)
 
     @property
     def scorings(self) -> int:
         """How many times every example is measured."""
-        return sum(phase.score for phase, spent in self.spans() if spent)
+        return sum(phase.score * self.entered(phase, spent) for phase, spent in self.spans())
 
     @property
     def passes(self) -> float:
@@ -112,12 +123,14 @@ class Plan:
     @property
     def cost(self) -> int:
         """Of training and scoring, in forwards of one example."""
-        return TRAIN_COST * self.examples + self.score_cost * self.scorings * self.num_examples
+        candidates = round(self.examples / self.kept) if self.kept < 1 else 0
+        measured = self.scorings * self.num_examples + candidates
+        return TRAIN_COST * self.examples + self.score_cost * measured
 
     @property
     def saving(self) -> float:
         """The share of compute saved against as many passes over everything; below 0 is a loss."""
-        return 1 - self.cost / (TRAIN_COST * self.num_examples * self.passes)
+        return 1 - self.cost * self.kept / (TRAIN_COST * self.num_examples * self.passes)
 
     def warnings(self) -> list[str]:
         """Where scoring costs more than the selection saves, with the arithmetic."""
@@ -125,7 +138,7 @@ class Plan:
         for phase, spent in self.spans():
             if not phase.score or not spent:
                 continue
-            passes = spent / phase.size
+            passes = spent / phase.size / self.entered(phase, spent)
             paid = self.score_cost * self.num_examples
             saved = TRAIN_COST * (self.num_examples - phase.size) * passes
             if saved <= paid:
@@ -135,6 +148,12 @@ class Plan:
                     f"costs {paid:,} forwards, and {passes:g} passes over {phase.size:,} of them "
                     f"instead of all save {TRAIN_COST} x {spared:,} x {passes:g} = {saved:,.0f}"
                 )
+        if self.kept < 1 and self.score_cost >= TRAIN_COST * (1 - self.kept):
+            found.append(
+                f"the threshold cannot pay: measuring a candidate costs {self.score_cost} forwards "
+                f"and not training on {1 - self.kept:.0%} of them saves {TRAIN_COST} x "
+                f"{1 - self.kept:.2f} = {TRAIN_COST * (1 - self.kept):.2f}"
+            )
         return found
 
 

@@ -34,6 +34,7 @@ Budget = Literal["examples", "passes", "tokens"]
 def tick(
     plan: Plan,
     *,
+    refill: Stage | None = None,
     train: Stage,
     score: Stage | None = None,
     select: Stage | None = None,
@@ -44,13 +45,14 @@ def tick(
 
     Args:
         plan: phases and budget.
+        refill: where the plan is of windows of a stream; runs in every tick.
         train: a train stage.
         score: where the plan has scorings.
         select: where it has selections.
         evaluate: one evaluation, or a sequence of several.
         eval_every: examples trained on between evaluations, in multiples of N.
     """
-    stages = []
+    stages = [] if refill is None else [refill]
     if score is not None:
         stages.append(when(("plan", "score_due"), score))
     if select is not None:

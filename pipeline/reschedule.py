@@ -15,7 +15,9 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
     """Move the clock on at the end of a pass and say what is due.
 
     Args:
-        plan: phases and budget; see `complex_plan`, `simple_plan`, `full_plan`.
+        plan: phases and budget; see `complex_plan`, `simple_plan`, `full_plan`, `online_plan`. If
+            it is one of windows, the end of the last phase makes the next window due, which counts
+            as the next cycle.
         eval_every: what is trained on between evaluations, in multiples of all examples (or of
             all their tokens); one is always due at the end. None: no evaluation is ever due.
         name: of the stage.
@@ -23,10 +25,13 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
     Its ``init`` puts the plan's budget and first phase into the state.
 
     Raises:
-        ValueError: ``eval_every`` that is not above 0; in ``init``, a state of another plan.
+        ValueError: ``eval_every`` that is not above 0; a plan of windows in which a phase is open;
+            in ``init``, a state of another plan.
     """
     if eval_every is not None and not eval_every > 0:
         raise ValueError(f"eval_every must be above 0, got {eval_every}")
+    if plan.per_window and not all(phase.passes for phase in plan.phases):
+        raise ValueError(f"plan {plan.name!r} is of windows, but a phase of it has no end")
     gap = 0 if eval_every is None else max(1, round(eval_every * plan.pass_units))
 
     def apply(state: TensorDict) -> TensorDict:
@@ -62,12 +67,14 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
         ("plan", entry)
         for entry in ("ratio", "interval", "pause", "score_due", "select_due", "eval_due")
     }
+    others = {("plan", "window_due")} if plan.per_window else set()  # which `refill` allocates
     return Stage(
         name=name,
         reads=own
+        | others
         | {("clock", "seen"), ("clock", "tokens")}
         | {("plan", "size"), ("plan", "budget"), ("plan", "pass_tokens")},
-        writes=own,
+        writes=own | others,
         apply=apply,
         init=init,
         provides=own | {("plan", "budget"), ("plan", "pass_tokens")},
@@ -97,8 +104,13 @@ def _end_pass(clock: TensorDict, due: TensorDict, plan: Plan, over: bool) -> Non
     if over:
         return
     phase = plan.phases[index]
-    if phase.passes and epoch >= phase.passes and index + 1 < len(plan.phases):
-        _enter(clock, due, plan.phases[index + 1], index + 1)
+    last = index + 1 == len(plan.phases)
+    if phase.passes and epoch >= phase.passes and (plan.per_window or not last):
+        following, window = 0 if last else index + 1, number(clock, "cycle") + last
+        _enter(clock, due, plan.phases[following], following)
+        if plan.per_window:  # the cycle is the window, and a phase after the last needs another
+            _set(clock, "cycle", window)
+            _set(due, "window_due", last)
     elif phase.redraw:
         _set(due, "select_due", True)
 

@@ -33,6 +33,7 @@ class ProgressBar(Observer):
         self.console = console or Console(stderr=True)
         self.measure = measure
         self.cycles = 1 + max(phase.cycle for phase in plan.phases)
+        self.windows = plan.per_window
         line = "{task.fields[cycle]}  {task.percentage:3.0f}% {task.fields[numbers]}"
         columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.fields[cycle]}"),
@@ -99,6 +100,8 @@ class ProgressBar(Observer):
             f"{_minutes(left)} left",
         ]
         where = "warm-up" if cycle < 0 else f"cycle {cycle + 1}/{self.cycles}"
+        if self.windows:
+            where = f"window {cycle + 1:,}"
         return {"cycle": where if self.cycles else "training", "numbers": "  ".join(parts)}
 
 

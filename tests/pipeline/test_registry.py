@@ -8,6 +8,7 @@ import torch
 import attent.pipeline as ap
 from attent.pipeline import Stage, assert_stage_laws, bare_state, initial_state, initialize, run
 from attent.pipeline.plan import complex_plan, full_plan
+from tests.streams import Again, online, threshold
 from tests.tiny import TinyTask, tiny_source, tiny_train
 
 
@@ -53,7 +54,34 @@ def _recipe(make, *flags, observe=False):
     return stage, _due(state, *flags)
 
 
+def _refill(*, later=False, due=False, keep=None, **options):
+    """A refill whose first window is due; later, after two, only if that is said."""
+    task, held = TinyTask(dropout=0.2), ap.Window(Again(17), 8, **options)
+    stage = ap.refill(held, keep=None if keep is None else keep(task))
+    state = initialize(stage, initial_state(task, held, seed=5))
+    for _ in range(2 if later else 0):
+        state["plan", "window_due"] = torch.tensor(True)
+        state = run(stage, state)
+    return stage, _due(state, "window_due") if due else state
+
+
+def _above(task):
+    return ap.above_quantile(task, ratio=0.6, batch_size=6)
+
+
+def _online(make, **options):
+    graph, task, held = make(Again(), **options)
+    return graph, initialize(graph, initial_state(task, held, seed=5))
+
+
 STAGES = {
+    "refill": _refill,
+    "refill over the end": lambda: _refill(later=True, due=True, restart=True),
+    "refill not due": lambda: _refill(later=True),
+    "refill above_quantile": lambda: _refill(keep=_above),
+    "attent_online": lambda: _online(online),
+    "attent_online in parts": lambda: _online(online, score_per_tick=4, score_batch_size=4),
+    "attent_threshold": lambda: _online(threshold),
     "score": lambda: _ready(lambda t, s: ap.score(t, s, batch_size=6), "score_due", dropout=0.5),
     "score grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "grad_norm"), "score_due"),
     "score output_grad_norm": lambda: _ready(lambda t, s: ap.score(t, s, "output_grad_norm")),
@@ -131,7 +159,7 @@ def test_laws(name):
 def test_a_stage_does_something(name):
     """The laws alone would let an empty stage pass."""
     stage, state = STAGES[name]()
-    idle = name in ("when not set", "train while a score is due")
+    idle = name in ("when not set", "train while a score is due", "refill not due")
     from attent.pipeline.keys import differences
 
     assert bool(differences(state, run(stage, state))) != idle
