@@ -154,7 +154,7 @@ def attent_threshold(
     examples: int,
     ratio: float = 0.3,
     signal: str | Signal = "loss",
-    step: float = 0.02,
+    step: float = 0.01,
     score_batch_size: int = 256,
     chunk: int | None = 32,
     evaluate: Stage | None = None,
@@ -169,7 +169,7 @@ def attent_threshold(
         examples: the budget: examples trained on in all.
         ratio: share of the stream that is kept.
         signal: what is measured.
-        step: how fast the threshold moves.
+        step: how fast a wrong share is made up for.
         score_batch_size: candidates in one forward.
         chunk: examples that vmap maps at once.
         evaluate: an evaluation stage, on held-out examples.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.keyed import example_keys, fold, uniform
 from attent.pipeline.keys import Key, ensure, number, tensor
 from attent.pipeline.reader import Reader
 from attent.pipeline.score import Frozen, check_finite
@@ -19,61 +20,60 @@ from attent.pipeline.source import DatasetSource, fetch_batch
 from attent.pipeline.task import LEDGER, Task, spend
 from attent.pipeline.window import Keep, Window
 
-FLOOR = 1e-6
-"""Least scale, as a share of the threshold: one that has met equal scores only can still move."""
+RECENT = 256
+"""Scores that a running quantile is taken of."""
 
 
-@dataclass
 class Quantile:
-    """A threshold that a given share of a drifting sequence of scores is above.
+    """Whether each of a drifting sequence of scores is among the highest share of the recent ones.
 
-    After each score s, with the threshold q, the share r, the step eta and the scale d::
+    A score is above if fewer than a share a of the last scores are as high; then, with the ratio r
+    and the step g::
 
-        q <- q + eta * d * ([s > q] - r)
-        d <- d + eta * (|s - q| - d)
+        a <- a + g * (r - [above])
 
-    It is Robbins and Monro's search for a root with a step that stays constant, so that it follows
-    scores that drift. Summing the first line, the share kept, each score weighted by its d, differs
-    from r by no more than q has moved, over eta times the sum of d: whatever the scores do (the
-    quantile tracker of Angelopoulos, Candes and Tibshirani, 2023, whose step goes with the scale of
-    recent scores too). Scores that grow tenfold are followed within about 3 / eta of them.
+    Summed over T scores that says: of them a share of r is above, but for at most (1 + g) / (g T),
+    **whatever the scores do**: a can leave [0, 1] by no more than g, for none is above where it is
+    below 0 and each where it is above 1. So the share is kept while losses fall tenfold, and of
+    equal scores too. It is adaptive conformal inference (Gibbs and Candes), its misses the scores
+    that are kept.
 
-    Attributes:
-        ratio: r, in (0, 1].
-        step: eta.
-        threshold: q; NaN before the first scores.
-        scale: d, the mean distance of recent scores from q.
+    Args:
+        ratio: r, in (0, 1).
+        step: g: how fast a share that is too small or too large is made up for.
+        level: a; r at first.
+        recent: the last scores, the oldest first, at most `RECENT`.
 
     References:
-        Robbins, Monro: A Stochastic Approximation Method. Annals of Mathematical Statistics, 1951.
-        Angelopoulos, Candes, Tibshirani: Conformal PID Control for Time Series Prediction. NeurIPS
-        2023.
+        Gibbs, Candes: Adaptive Conformal Inference Under Distribution Shift. NeurIPS 2021.
     """
 
-    ratio: float
-    step: float
-    threshold: float = math.nan
-    scale: float = math.nan
+    def __init__(
+        self, ratio: float, step: float, level: float | None = None, recent: Iterable[float] = ()
+    ) -> None:
+        self.ratio = ratio
+        self.step = step
+        self.level = ratio if level is None else level
+        self.recent = deque(recent)
+        self._ranked = sorted(self.recent)
 
-    def begin(self, scores: Tensor) -> None:
-        """Start from some first scores, ``[B]``: from their own quantile."""
-        values = scores.double()
-        self.threshold = float(values.quantile(1 - self.ratio))
-        self.scale = float((values - self.threshold).abs().mean())
+    @property
+    def threshold(self) -> float:
+        """The score that the next one must be above; infinite where none or each is."""
+        place = len(self._ranked) - math.ceil(self.level * len(self._ranked))
+        if 0 <= place < len(self._ranked):
+            return self._ranked[place]
+        return -math.inf if place < 0 else math.inf
 
-    def above(self, score: float, chance: float) -> bool:
-        """Whether a score is above the threshold; then move it on.
-
-        Args:
-            score: the next of the sequence.
-            chance: in [0, 1), by which one that is equal to the threshold is kept or not: of equal
-                scores, too, the share is kept.
-        """
-        distance = score - self.threshold
-        kept = distance > 0 or (distance == 0 and chance < self.ratio)
-        least = FLOOR * max(abs(self.threshold), FLOOR)
-        self.threshold += self.step * max(self.scale, least) * (kept - self.ratio)
-        self.scale += self.step * (abs(distance) - self.scale)
+    def above(self, score: float) -> bool:
+        """Whether the next score is above; it is one of the recent ones from then on."""
+        kept = score > self.threshold
+        self.level += self.step * (self.ratio - kept)
+        if len(self.recent) == RECENT:
+            oldest = self.recent.popleft()
+            del self._ranked[bisect_left(self._ranked, oldest)]
+        self.recent.append(score)
+        insort(self._ranked, score)
         return kept
 
 
@@ -82,7 +82,7 @@ def above_quantile(
     *,
     ratio: float = 0.3,
     signal: str | Signal = "loss",
-    step: float = 0.02,
+    step: float = 0.01,
     batch_size: int = 256,
     chunk: int | None = 32,
 ) -> Keep:
@@ -100,25 +100,27 @@ def above_quantile(
     Whether the examples with the highest loss teach as much as as many others is another question.
 
     **When it fails.** Label noise and broken examples have the highest loss and are kept for ever,
-    as every rule of the highest scores keeps them; a stream whose order means something (one class,
-    then another) keeps the first of each new kind, until the threshold has followed. The first
-    scores are those of weights that know nothing.
+    as every rule of the highest scores keeps them. Of a stream whose order means something (one
+    class, then another) the first of each harder kind are kept, and few of an easier one, until the
+    quantile has followed. Scores are compared with recent ones, of weights that knew less: while
+    the loss falls fast, what is kept is kept to make up the share.
 
     Candidates are scored a batch at a time and decided one by one. Those after the one that fills
     the window are given back: the next round scores them again, by newer weights. As few are read
-    ahead as fill the window on average, so that this costs a few per cent more for windows of a few
-    batches; ``ledger/forwarded`` counts what was forwarded.
+    ahead as fill the window on average; ``ledger/forwarded`` counts what was forwarded.
 
     Args:
         task: what is learned.
         ratio: r, the share of candidates kept, in (0, 1).
         signal: which score.
-        step: how fast the threshold moves, in (0, 1): it follows within about 3 / step candidates,
-            and wanders the less the smaller it is.
+        step: in (0, 1): a share that is too small or too large is made up for within about
+            1 / step candidates.
         batch_size: candidates in one forward, at most.
         chunk: examples that vmap maps at once, in signals that use it.
 
-    Its entries are ``window/threshold`` and ``window/scale``, float64.
+    Its entries are ``window/recent`` (``[RECENT]`` float32, the last scores, the oldest first; NaN
+    for those there are not yet), ``window/level`` (float64, a) and ``window/threshold`` (float64,
+    what the next candidate must be above: for people).
 
     Raises:
         ValueError: an option outside its range.
@@ -132,26 +134,27 @@ def above_quantile(
         raise ValueError(f"batch_size and chunk are at least 1, got {batch_size} and {chunk}")
 
     def fill(state: TensorDict, window: Window) -> tuple[Tensor, int]:
-        held = [tensor(state, "window", entry) for entry in ("threshold", "scale")]
-        quantile = Quantile(ratio, step, *(float(entry) for entry in held))
+        recent, level = tensor(state, "window", "recent"), tensor(state, "window", "level")
+        quantile = Quantile(ratio, step, float(level), recent[~recent.isnan()].tolist())
         search = _Search(state, window, task, chosen, quantile, chunk)
         while (missing := window.size - len(search.kept)) > 0:
-            first = math.isnan(quantile.threshold)
-            search.go_on(batch_size if first else min(batch_size, math.ceil(missing / ratio)))
+            search.go_on(min(batch_size, math.ceil(missing / ratio)))
         positions = torch.tensor(list(search.kept))
         window.hold(positions, list(search.kept.values()))
         window.reader.give_back(search.left)
-        held[0].fill_(quantile.threshold)
-        held[1].fill_(quantile.scale)
+        recent[: len(quantile.recent)] = torch.tensor(quantile.recent)
+        level.fill_(quantile.level)
+        tensor(state, "window", "threshold").fill_(quantile.threshold)
         spend(state, search.forwarded, 0, backward=chosen.backward)
         return positions, search.at
 
     def init(state: TensorDict) -> TensorDict:
-        for entry in ("threshold", "scale"):
-            ensure(state, ("window", entry), torch.tensor(math.nan, dtype=torch.float64))
+        ensure(state, ("window", "recent"), torch.full((RECENT,), math.nan))
+        ensure(state, ("window", "level"), torch.tensor(ratio, dtype=torch.float64))
+        ensure(state, ("window", "threshold"), torch.tensor(math.nan, dtype=torch.float64))
         return state
 
-    own: set[Key] = {("window", "threshold"), ("window", "scale")}
+    own: set[Key] = {("window", entry) for entry in ("recent", "level", "threshold")}
     return Keep(
         name="above_quantile",
         fill=fill,
@@ -181,7 +184,6 @@ class _Search:
         self.quantile = quantile
         self.chunk = chunk
         self.at = number(state, "window", "next")
-        self.ties = fold(self.model.seed, "running quantile")
         self.forwarded = 0
         self.kept: dict[int, Any] = {}
         self.left: dict[int, Any] = {}
@@ -193,13 +195,10 @@ class _Search:
         scores = self.model.measure(self.signal, batch, self.chunk).cpu()
         check_finite(scores, candidates.positions, candidates, self.signal.name)
         self.forwarded += count
-        if math.isnan(self.quantile.threshold):
-            self.quantile.begin(scores)
-        chances = uniform(example_keys(self.ties, candidates.positions)).tolist()
-        for score, chance, example in zip(scores.tolist(), chances, candidates.items, strict=True):
+        for score, example in zip(scores.tolist(), candidates.items, strict=True):
             if len(self.kept) == self.window.size:
                 break
-            if self.quantile.above(score, chance):
+            if self.quantile.above(score):
                 self.kept[self.at] = example
             self.at += 1
         self.left = candidates.after(self.at)
