@@ -29,6 +29,7 @@ from attent.pipeline.plan import (
     simple_plan,
     spent,
 )
+from attent.pipeline.processes import AgreedError, Processes, processes
 from attent.pipeline.quantile import above_quantile
 from attent.pipeline.reader import StreamEnded
 from attent.pipeline.recipes import attent_complex, attent_simple, full, tick
@@ -57,6 +58,7 @@ from attent.pipeline.window import Keep, Window, refill, window
 
 __all__ = [
     "SIGNALS",
+    "AgreedError",
     "CheckpointError",
     "CheckpointFolder",
     "Checkpoints",
@@ -72,6 +74,7 @@ __all__ = [
     "Phase",
     "Plan",
     "PlanError",
+    "Processes",
     "Rule",
     "Selections",
     "Signal",
@@ -115,6 +118,7 @@ __all__ = [
     "online_plan",
     "per_example",
     "plan_of",
+    "processes",
     "random",
     "refill",
     "repeat",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
+import torchmetrics
 from tensordict import TensorDict
+from torch import nn
 
 from attent.pipeline.keys import ensure, number, place
 from attent.pipeline.order import longest_first
+from attent.pipeline.processes import is_sharded, processes
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import Source
 from attent.pipeline.stage import Stage
-from attent.pipeline.stream import Loading, Stream
+from attent.pipeline.stream import Loading, Stream, num_batches
 from attent.pipeline.task import Task
 
 
@@ -29,7 +33,8 @@ def evaluate(
     """Measure the task's metrics over a held-out source, in eval mode on fixed views.
 
     Args:
-        task: its ``metrics`` are made anew for each evaluation.
+        task: its ``metrics`` are made anew for each evaluation. Several processes share the batches
+            out where all of them are of torchmetrics; of others each process measures everything.
         source: the held-out examples.
         split: what they are called: metrics are ``metrics/<split>_<name>``.
         batch_size: examples in one forward.
@@ -50,10 +55,22 @@ def evaluate(
 
     def apply(state: TensorDict) -> TensorDict:
         model, metrics = Frozen(task, state, weights), task.metrics()
-        with torch.no_grad():
-            for batch in Stream(source, order, batch_size, loading=loading):
-                ready = model.prepare(batch)
-                task.update(metrics, task.forward(model, ready), ready)
+        world = processes()
+        dealt = _can_be_dealt(metrics, num_batches(len(source), batch_size), task.model)
+        share = world.dealt if dealt else None
+        for metric in metrics.values():
+            if isinstance(metric, torchmetrics.Metric):
+                metric.sync_on_compute = dealt
+                metric.reset()  # which takes it over
+        bad: ValueError | None = None
+        try:
+            with torch.no_grad():
+                for batch in Stream(source, order, batch_size, loading=loading, share=share):
+                    ready = model.prepare(batch)
+                    task.update(metrics, task.forward(model, ready), ready)
+        except ValueError as error:
+            bad = error
+        world.agree(bad)
         for metric in names:
             value = torch.as_tensor(metrics[metric].compute(), dtype=torch.float64)
             place(state, ("metrics", f"{split}_{metric}"), value.reshape(()).cpu())
@@ -77,3 +94,14 @@ def evaluate(
         provides=own,
         note=f"{', '.join(names)} of {len(source):,} examples",
     )
+
+
+def _can_be_dealt(metrics: Mapping[str, object], batches: int, model: nn.Module) -> bool:
+    """Whether each of several processes may measure a share of the batches.
+
+    Metrics of torchmetrics add up over processes what each has seen, if each has seen something; of
+    others nothing is known, and every process measures everything. So it is where processes hold
+    parts of the model, which none can call alone.
+    """
+    known = all(isinstance(metric, torchmetrics.Metric) for metric in metrics.values())
+    return known and batches >= processes().count and not is_sharded(model)

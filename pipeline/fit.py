@@ -7,12 +7,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import cast
 
 from tensordict import TensorDict
 
 from attent.pipeline.keys import branch, clone, leaves, number, tensor
 from attent.pipeline.observers import Observer, Reason
 from attent.pipeline.plan import spent
+from attent.pipeline.processes import processes
 from attent.pipeline.stage import Stage, initialize, run
 from attent.pipeline.validate import validate
 
@@ -30,10 +32,14 @@ def fit(
     one) goes on where it is. The first interrupt (Ctrl-C, or SIGTERM) stops the run after the tick
     in progress; a second one at once.
 
+    Of several processes (see `attent.pipeline.processes`) each calls it with the same graph and the
+    same state; an interrupt of one stops all after the same tick.
+
     Args:
         tick: one round of the training program.
         state: from `initial_state`, or a checkpoint's.
-        observers: called with the state, in this order, between ticks.
+        observers: called with the state, in this order, between ticks; of several processes in the
+            main one alone, for which the others wait.
         donate: give ``state`` up instead of copying it first.
 
     Returns:
@@ -47,24 +53,27 @@ def fit(
     """
     validate(tick, state)
     state = initialize(tick, state if donate else clone(state))
-    stop: Reason = "crashed"
+    world, stop = processes(), cast(Reason, "crashed")
+    watching = observers if world.main else ()
     with _interrupts() as interrupted:
-        for observer in observers:
+        for observer in watching:
             observer.start(state)
         try:
-            while not finished(state) and not interrupted:
+            stopping = 0.0
+            while not finished(state) and not stopping:
                 before = _position(state)
                 state = run(tick, state, donate=True)
                 if _position(state) == before:
                     raise RuntimeError(_stalled(tick, state))
-                for observer in observers:
+                for observer in watching:
                     observer.tick(state)
+                (stopping,) = world.agree(None, len(interrupted))
             stop = "finished" if finished(state) else "interrupted"
         except ValueError:
             stop = "failed"
             raise
         finally:
-            for observer in observers:
+            for observer in watching:
                 observer.stop(state, stop)
     return state
 

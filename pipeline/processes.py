@@ -54,7 +54,7 @@ class Processes:
         return self.count == 1
 
     def part(self, batch: Tensor) -> Tensor:
-        """This process's part of something of ``[B]``; sizes differ by one at most.
+        """The part of this process of something of ``[B]``; sizes differ by one at most.
 
         Of fewer than ``count`` some have none: they are given the first, to take every step with
         the others; `takes_part` says whether it counts.
@@ -67,7 +67,7 @@ class Processes:
         return self.rank < size
 
     def parts(self, batches: BaseNode[Tensor]) -> BaseNode[Tensor]:
-        """This process's part of every batch: what training shares out."""
+        """The part of this process of every batch: what training shares out."""
         return batches if self.alone else Mapper(batches, self.part)
 
     def dealt(self, batches: BaseNode[Tensor]) -> BaseNode[Tensor]:
@@ -185,11 +185,23 @@ class Processes:
         """Make a state what it is in the main process, in place."""
         self.broadcast([value for _, value in leaves(state)])
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Make tensors the mean over all processes, in place."""
-        for value in tensors if not self.alone else ():
-            dist.all_reduce(value)
-            value.div_(self.count)
+    def average_gradients(self, params: Sequence[nn.Parameter]) -> None:
+        """Make the gradients of parameters their mean over all processes.
+
+        Where a process has none it counts as zero; where nobody has one there is none afterwards.
+        """
+        if self.alone:
+            return
+        for dtype in dict.fromkeys(p.dtype for p in params):
+            alike = [p for p in params if p.dtype == dtype]
+            device = alike[0].device
+            there = torch.tensor([p.grad is not None for p in alike], device=device).to(dtype)
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in alike]
+            flat = torch.cat([there, *(g.reshape(-1) for g in grads)])
+            dist.all_reduce(flat)
+            there, *found = flat.split([len(alike), *(g.numel() for g in grads)])
+            for p, total, count in zip(alike, found, there.tolist(), strict=True):
+                p.grad = total.view_as(p).div(self.count) if count else None
 
 
 class Dealt(BaseNode[Tensor]):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from attent.pipeline.keys import branch, leaves, number, place, tensor
 from attent.pipeline.order import longest_first
+from attent.pipeline.processes import is_sharded, processes
 from attent.pipeline.signals import Signal, Tensors, signal_of
-from attent.pipeline.source import ExampleError, Source, describe_example, lengths_of
+from attent.pipeline.source import ExampleError, Source, describe_example, fetch_batch, lengths_of
 from attent.pipeline.stage import Stage
-from attent.pipeline.stream import Loading, Stream
+from attent.pipeline.stream import Loading, Stream, num_batches
 from attent.pipeline.task import (
     LEDGER,
     Task,
@@ -63,19 +66,33 @@ def score(
         if value is not None and value < 1:
             raise ValueError(f"{size} is at least 1, got {value}")
     num_examples, order, lengths = len(source), longest_first(source), lengths_of(source)
-    open_at: dict[int, Stream] = {}
+    open_at: dict[int, _Dealing] = {}
 
     def apply(state: TensorDict) -> TensorDict:
         start = number(state, "clock", "cursor")
-        stream = open_at.pop(start, None)  # what it delivers depends on where it stands alone
-        if stream is None:
+        dealing = open_at.pop(start, None)  # what it delivers depends on where it stands alone
+        if dealing is None:
             open_at.clear()
-            stream = Stream(source, order, batch_size, offset=start, loading=loading)
-        end = num_examples if examples_per_tick is None else start + examples_per_tick
-        cursor = _measure(state, task, source, chosen, stream, range(start, end), chunk)
+            share = processes().dealt
+            dealing = _Dealing(
+                Stream(source, order, batch_size, offset=start, loading=loading, share=share)
+            )
+        cursor = _stop(start, num_examples, batch_size, examples_per_tick)
+        model = Frozen(task, state)
+
+        def measure(batch: TensorDict) -> Tensor:
+            measured = model.measure(chosen, batch, chunk)
+            check_finite(measured, batch["index"], source, chosen.name)
+            return measured
+
+        batches = num_batches(cursor - start, batch_size)
+        index, measured = dealing.measured(source, batches, measure, is_sharded(task.model))
+        values, stamps = tensor(state, "scores", chosen.name), tensor(state, "scores", "step")
+        values[index] = measured.to(values.device, values.dtype)
+        stamps[index] = number(state, "clock", "step")
         done = cursor >= num_examples
         if not done:
-            open_at[cursor] = stream
+            open_at[cursor] = dealing
         place(state, ("clock", "cursor"), torch.tensor(0 if done else cursor))
         if done:
             place(state, ("plan", "score_due"), torch.tensor(False))
@@ -111,29 +128,71 @@ def score(
     )
 
 
-def _measure(
-    state: TensorDict,
-    task: Task,
-    source: Source,
-    signal: Signal,
-    stream: Stream,
-    span: range,
-    chunk: int | None,
-) -> int:
-    """Write the scores of a stream's examples into the state; returns where it stopped."""
-    values, stamps = tensor(state, "scores", signal.name), tensor(state, "scores", "step")
-    step, cursor = number(state, "clock", "step"), span.start
-    model = Frozen(task, state)
-    for batch in stream:
-        index = batch["index"]
-        measured = model.measure(signal, batch, chunk).to(values.device)
-        check_finite(measured, index, source, signal.name)
-        values[index] = measured
-        stamps[index] = step
-        cursor += len(measured)
-        if cursor >= span.stop:
-            break
-    return cursor
+def _stop(start: int, num_examples: int, batch_size: int, at_most: int | None) -> int:
+    """Where scoring stops that begins at ``start``: after whole batches."""
+    left = num_examples - start
+    if at_most is None or at_most >= left:
+        return num_examples
+    whole = -(-at_most // batch_size) * batch_size
+    # A single one left over goes with the batch before it.
+    return (
+        num_examples if whole >= left or (left == whole + 1 and batch_size > 1) else start + whole
+    )
+
+
+class _Dealing:
+    """A stream whose batches are dealt to the processes, and how many were dealt so far."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._dealt = 0
+
+    def measured(
+        self, source: Source, batches: int, measure: Callable[[TensorDict], Tensor], together: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What all processes have measured of the next batches: indices and values, ``[n]``.
+
+        Args:
+            source: of the examples.
+            batches: of all processes.
+            measure: a batch -> ``[B]``.
+            together: no process can measure unless all do, one batch each: those that have none
+                measure one again.
+
+        Raises:
+            ValueError: an example cannot be read or measured; in every process.
+        """
+        world = processes()
+        own = len(range((world.rank - self._dealt) % world.count, batches, world.count))
+        self._dealt += batches
+        index, values = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+        batch: TensorDict | None = None
+        bad: ValueError | None = None
+        for turn in range(-(-batches // world.count) if together else own):
+            try:
+                if turn < own:
+                    batch = next(self.stream)
+                elif batch is None:
+                    batch = fetch_batch(source, torch.zeros(1, dtype=torch.int64))
+            except ValueError as error:
+                bad = error
+            if together:
+                world.agree(bad)
+            if bad is not None or batch is None:
+                break
+            try:
+                value = measure(batch)
+            except ValueError as error:
+                bad = error
+                if together:
+                    continue  # the others are told before the next batch, or at the end
+                break
+            if turn < own:
+                index.append(batch["index"].cpu())
+                values.append(value.float().cpu())
+        world.agree(bad)
+        found, measured = world.gather(torch.cat(index), torch.cat(values))
+        return found, measured
 
 
 class Frozen:

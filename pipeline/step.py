@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attent.pipeline.ghost.training import ObservedNorms, Watch
 from attent.pipeline.keyed import seed_global
+from attent.pipeline.processes import Processes, is_sharded, processes
 from attent.pipeline.score import check_finite
 from attent.pipeline.source import Source
 from attent.pipeline.task import Task, trainable
@@ -52,8 +57,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of the examples of a step: losses and gradient norms, ``[B]``, and the mean loss."""
+    """What a step has shown of its examples.
 
+    Attributes:
+        index: ``[b]``, the examples of this process.
+        losses: ``[b]``.
+        norms: of their gradients, ``[b]``; None where they are not asked for.
+        mean: loss of the whole batch, of all processes.
+    """
+
+    index: Tensor
     losses: Tensor
     norms: Tensor | None
     mean: float
@@ -63,60 +76,118 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class Compute:
-    """Forward and backward of one batch: fills the parameters' gradients."""
+@dataclass(frozen=True)
+class Draw:
+    """A batch to be trained on, before it is read.
 
-    def __init__(self, task: Task, source: Source, step: Step, *, norms: bool) -> None:
+    Attributes:
+        read: reads this process's examples of it, ``[b]``.
+        weight: ``[B]``, of all of its examples, on the model's device.
+        keys: ``[B]``, of their views.
+        dropout: the key of whatever the model itself draws.
+    """
+
+    read: Callable[[], TensorDict]
+    weight: Tensor
+    keys: Tensor
+    dropout: int
+
+
+class Compute:
+    """Forward and backward of one batch: fills the parameters' gradients.
+
+    Args:
+        task: what is learned.
+        source: the training examples, asked where a bad one is kept.
+        step: how.
+        norms: whether the norms of the examples' gradients are asked for.
+        wrap: the model -> the same, averaging its gradients over several processes; None for
+            torch's DistributedDataParallel.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        source: Source,
+        step: Step,
+        *,
+        norms: bool,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+    ) -> None:
         self.task = task
         self.norms = ObservedNorms(task) if norms else None
         self.source = source
         self.step = step
+        self.wrap = wrap or DistributedDataParallel
         self.device = next(iter(trainable(task.model).values())).device
-        self.model = torch.compile(task.model) if step.compile else task.model
 
-    def gradients(
-        self,
-        dropout: int,
-        batch: TensorDict,
-        keys: Tensor,
-        weight: Tensor,
-        params: dict[str, nn.Parameter],
-        buffers: list[Tensor],
-    ) -> Seen:
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """What is called: the task's model, compiled and over several processes if need be."""
+        model = self.task.model
+        if not processes().alone and not self.averages:
+            model = self.wrap(model)
+            if isinstance(model, DistributedDataParallel):
+                # It would wait in every forward for one that may have had nothing to forward.
+                model.broadcast_buffers = False
+        return torch.compile(model) if self.step.compile else model  # type: ignore[return-value]
+
+    @functools.cached_property
+    def averages(self) -> bool:
+        """Whether gradients are averaged over processes here, and not on their way by a wrapper.
+
+        A wrapper waits for autograd to reach every parameter. Where norms are observed it does not
+        (`attent.pipeline.ghost.training` fuses); and models in parts are no longer to be wrapped.
+        """
+        return self.norms is not None or is_sharded(self.task.model)
+
+    def gradients(self, draw: Draw, params: dict[str, nn.Parameter], buffers: list[Tensor]) -> Seen:
         """Fills the gradients; what was seen of the examples on the way.
 
         Args:
-            dropout: the key of whatever the model itself draws.
-            batch: ``[B]``, as the source gave it.
-            keys: ``[B]``, of its view.
-            weight: ``[B]``.
+            draw: the batch.
             params: the trainable parameters, the module's own.
             buffers: of the module; put back where the step fails.
 
-        A loss that is not finite raises before any update.
+        An example that cannot be read and a loss that is not finite raise before any update, in
+        every process.
         """
-        device = self.device
-        seed_global(dropout, device)
-        index = batch["index"]
-        total = weight.sum()
-        if device.type != "cpu":
-            batch = batch.to(device, non_blocking=True)
-            keys = keys.to(device)
-        batch = self.task.view(batch, keys, training=True)
-        if self.step.accumulate == 1:
-            parts, weights = [batch], [weight]
-        else:
-            # Even parts, so that none is of one example while another has three.
-            count = min(self.step.accumulate, len(index))
-            sizes = [len(part) for part in torch.arange(len(index)).tensor_split(count)]
-            parts, weights = batch.split(sizes), weight.split(sizes)
-        losses, norms, summed = [], [], 0.0
-        # A forward in training mode may move buffers (batch statistics); a failed step must not.
-        kept = [(buffer, buffer.clone()) for buffer in buffers]
+        world, size = processes(), len(draw.weight)
+        kept = _Buffers(buffers)
         try:
-            for part, part_weight in zip(parts, weights, strict=True):
+            seen = self._gradients(draw, params, world, kept)
+        except Exception:
+            self.task.model.zero_grad(set_to_none=True)
+            kept.restore()
+            raise
+        if not world.takes_part(size):
+            nothing = slice(0, 0)
+            norms = None if seen.norms is None else seen.norms[nothing]
+            seen = replace(
+                seen, index=seen.index[nothing], losses=seen.losses[nothing], norms=norms
+            )
+        return seen
+
+    def _gradients(
+        self, draw: Draw, params: dict[str, nn.Parameter], world: Processes, kept: _Buffers
+    ) -> Seen:
+        size, model = len(draw.weight), self.model
+        counts = world.takes_part(size)
+        own = world.part(draw.weight) * counts
+        # Wrapped models average over processes what is to be added up.
+        total = draw.weight.sum() / world.count
+        losses, norms, summed, index = [], [], 0.0, None
+        bad: ValueError | None = None
+        backward: Callable[[], None] | None = None
+        try:
+            batch = self._ready(draw, world)
+            index = batch["index"]
+            for part, weight in self._parts(batch, own, max(1, size // world.count)):
+                if backward is not None:
+                    with _unshared(model):
+                        backward()
                 with self._watch(params, part) as watch, self._precision():
-                    output = self.task.forward(self.model, part)
+                    output = self.task.forward(model, part)
                     loss = self.task.losses(output, part)
                 # One wait for the device: the sum says whether there is anything to look for.
                 part_sum = float(loss.detach().sum(dtype=torch.float32))
@@ -124,16 +195,42 @@ class Compute:
                     check_finite(loss.detach(), part["index"], self.source, "training loss")
                     part_sum = float(loss.detach().cpu().double().sum())  # finite ones, but huge
                 summed += part_sum
-                ((part_weight * loss).sum() / total).backward()
                 losses.append(loss.detach())
-                if watch is not None:
-                    norms.append(watch.norms(part_weight / total))
-        except Exception:
-            self.task.model.zero_grad(set_to_none=True)
-            for buffer, before in kept:
-                buffer.copy_(before)
-            raise
-        return Seen(_joined(losses), _joined(norms) if norms else None, summed / len(index))
+                backward = partial(
+                    _backward, (weight * loss).sum() / total, watch, weight / total, norms
+                )
+        except ValueError as error:
+            bad = error
+        summed, moved = world.agree(bad, summed * counts, not world.alone and kept.moved())
+        if moved:
+            # Statistics of a batch are of each process's part of it: those of the main one hold.
+            world.broadcast(kept.buffers)
+        assert backward is not None
+        assert index is not None
+        backward()
+        if self.averages:
+            world.average_gradients(list(params.values()))
+        return Seen(index, _joined(losses), _joined(norms) if norms else None, summed / size)
+
+    def _ready(self, draw: Draw, world: Processes) -> TensorDict:
+        """The examples of this process as the model is to see them."""
+        batch, keys = draw.read(), world.part(draw.keys)
+        if self.device.type != "cpu":
+            batch = batch.to(self.device, non_blocking=True)
+            keys = keys.to(self.device)
+        seed_global(draw.dropout, self.device)
+        return self.task.view(batch, keys, training=True)
+
+    def _parts(
+        self, batch: TensorDict, weight: Tensor, at_most: int
+    ) -> Iterator[tuple[TensorDict, Tensor]]:
+        """What is forwarded at once: even parts, so that none is of one example beside three."""
+        count = min(self.step.accumulate, at_most)
+        if count == 1:
+            yield batch, weight
+            return
+        sizes = [len(part) for part in torch.arange(len(weight)).tensor_split(count)]
+        yield from zip(batch.split(sizes), weight.split(sizes), strict=True)
 
     def _watch(
         self, params: dict[str, nn.Parameter], part: TensorDict
@@ -146,3 +243,32 @@ class Compute:
         if self.step.bfloat16:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
+
+
+class _Buffers:
+    """A model's buffers, which a forward in training may move (batch statistics), as they were."""
+
+    def __init__(self, buffers: list[Tensor]) -> None:
+        self.buffers = buffers
+        self._before = [buffer.clone() for buffer in buffers]
+
+    def moved(self) -> bool:
+        """Whether any is no longer what it was."""
+        pairs = zip(self.buffers, self._before, strict=True)
+        return any(not torch.equal(buffer, before) for buffer, before in pairs)
+
+    def restore(self) -> None:
+        """A step that failed has moved nothing."""
+        for buffer, before in zip(self.buffers, self._before, strict=True):
+            buffer.copy_(before)
+
+
+def _backward(loss: Tensor, watch: Watch | None, shares: Tensor, norms: list[Tensor]) -> None:
+    loss.backward()
+    if watch is not None:
+        norms.append(watch.norms(shares))
+
+
+def _unshared(model: nn.Module) -> contextlib.AbstractContextManager:
+    """The gradients of what is done here are added up in this process alone, for the time being."""
+    return getattr(model, "no_sync", contextlib.nullcontext)()

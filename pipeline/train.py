@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,9 +21,10 @@ from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
 from attent.pipeline.passes import OpenStream, Room
+from attent.pipeline.processes import AgreedError, Processes, processes
 from attent.pipeline.source import Source
 from attent.pipeline.stage import Stage
-from attent.pipeline.step import Compute, Seen, Step
+from attent.pipeline.step import Compute, Draw, Seen, Step
 from attent.pipeline.stream import Loading
 from attent.pipeline.task import (
     LEDGER,
@@ -50,6 +53,7 @@ def train(
     observe: bool | Literal["loss", "grad_norm"] = False,
     ema: float | None = None,
     loading: Loading | None = None,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
     name: str = "train",
 ) -> Stage:
     """Train on the examples in force for up to ``steps`` optimiser steps.
@@ -58,7 +62,9 @@ def train(
     so that where ticks begin and end changes nothing: weights, moments and clock are committed at
     every step. Does nothing while a score or a selection is due.
 
-    The step minimises ``sum(weight * loss) / sum(weight)`` over the batch.
+    The step minimises ``sum(weight * loss) / sum(weight)`` over the batch. Several processes share
+    out every batch (see `attent.pipeline.processes`); their number changes nothing but what is
+    drawn or computed over a batch as a whole: dropout, statistics of a batch, mixed examples.
 
     Args:
         task: what is learned.
@@ -74,6 +80,9 @@ def train(
             it is ``ema`` of what it was and the rest of what they are. It starts at the initial
             parameters. In [0, 1); `evaluate` can measure it.
         loading: workers and prefetching.
+        wrap: the model -> the same, averaging its gradients over several processes, such as
+            ``accelerator.prepare_model``; None for torch's DistributedDataParallel. Not asked
+            where there is one process.
         name: of the stage.
 
     Raises:
@@ -97,7 +106,9 @@ def train(
     observed = _observed(observe)
     if "grad_norm" in observed and step.compile:
         raise ValueError("gradient norms cannot be observed in a compiled model: compile=False")
-    trainer = _Trainer(task, source, optimizer, step, steps, observed, ema, loading)
+    compute = Compute(task, source, step, norms="grad_norm" in observed, wrap=wrap)
+    streams = OpenStream(source, step.batch_size, loading)
+    trainer = _Trainer(compute, streams, optimizer, steps, observed, ema)
     averages = set() if ema is None else {("ema",)}
     scores = {("scores", entry) for entry in (*observed, "step")} if observed else set()
     writes = {"params", "buffers", "optim"} | FIGURES | scores | averages | {
@@ -130,26 +141,22 @@ class _Trainer:
 
     def __init__(
         self,
-        task: Task,
-        source: Source,
+        compute: Compute,
+        streams: OpenStream,
         optimizer: Optimizer,
-        step: Step,
         steps: int,
         observe: tuple[str, ...],
         ema: float | None,
-        loading: Loading | None,
     ) -> None:
-        self.task = task
-        self.source = source
+        self.compute, self.task, self.source = compute, compute.task, compute.source
+        self.streams = streams
         self.optimizer = optimizer
-        self.decays = decays(task.model)
-        self.scales = optimizer.scales_of(task.model)
-        self.clip = step.clip
+        self.decays = decays(self.task.model)
+        self.scales = optimizer.scales_of(self.task.model)
+        self.clip = compute.step.clip
         self.steps = steps
         self.observe = observe
         self.ema = ema
-        self.streams = OpenStream(source, step.batch_size, loading)
-        self.compute = Compute(task, source, step, norms="grad_norm" in observe)
 
     def init(self, state: TensorDict) -> TensorDict:
         if not has(state, "optim"):
@@ -173,7 +180,7 @@ class _Trainer:
             self.task.model.train()  # which is slow
         held = branch(state, "optim")
         bound = BoundOptimizer(self.optimizer, params, held, self.decays, self.scales)
-        books = _Books(state, self.observe)
+        world, books = processes(), _Books(state, self.observe)
         averages = _Averages(state, params, self.ema) if self.ema is not None else None
         stream, room = self.streams.at(state, room)
         # What is known of the whole tick's examples at once: a call costs more than its numbers.
@@ -181,22 +188,23 @@ class _Trainer:
         keys = view_keys(books.seed, ahead, purpose="train", passes=books.passes)
         weight = tensor(state, "weight")[ahead].to(self.compute.device)
         start = room.offset
-        device, closing = self.compute.device, contextlib.closing
-        with global_generators(device), closing(bound), closing(books):
+        with global_generators(self.compute.device), contextlib.closing(bound), books:
             for _ in range(self.steps):
-                batch = next(stream)
-                at = slice(room.offset - start, room.offset - start + len(batch))
-                dropout = fold(books.seed, "dropout", books.step)
-                seen = self.compute.gradients(dropout, batch, keys[at], weight[at], params, buffers)
+                index = self.streams.batch_at(room)
+                at = slice(room.offset - start, room.offset - start + len(index))
+                read = partial(next, stream)
+                dropout = books.key_of_dropout(world)
+                draw = Draw(read=read, weight=weight[at], keys=keys[at], dropout=dropout)
+                seen = self.compute.gradients(draw, params, buffers)
                 if self.clip is not None:
                     nn.utils.clip_grad_norm_(list(params.values()), self.clip)
-                tokens = self.streams.tokens_of(batch["index"])
-                room = room.after(len(batch), tokens)
+                tokens = self.streams.tokens_of(index)
+                room = room.after(len(index), tokens)
                 rate = bound.step(room.progress)
                 if averages is not None:
                     averages.update()
                 bound.torch.zero_grad(set_to_none=True)
-                books.commit(batch["index"], tokens, seen, rate)
+                books.commit(len(index), tokens, seen, rate)
                 if room.ended:
                     break
         self.streams.left_at(room)
@@ -219,8 +227,8 @@ class _Averages:
 class _Books:
     """What finished steps write beside weights and moments: clock, ledger, running loss, scores.
 
-    The numbers are written when it is closed, also after a step that failed, so that a donated
-    state is never behind its weights.
+    The numbers are written when it is left, also after a step that failed, so that a donated
+    state is never behind its weights; and with them what other processes have observed.
     """
 
     def __init__(self, state: TensorDict, observe: tuple[str, ...]) -> None:
@@ -233,27 +241,72 @@ class _Books:
         self._average = float(tensor(state, "metrics", "train_loss"))
         self._scores = {signal: tensor(state, "scores", signal) for signal in observe}
         self._stamps = tensor(state, "scores", "step") if observe else None
+        self._world = processes()
+        self._later: list[tuple[int, Seen]] = []
 
-    def commit(self, index: Tensor, tokens: int, seen: Seen, rate: float) -> None:
+    def key_of_dropout(self, world: Processes) -> int:
+        """Of the next step: another one in every process, whose examples are others."""
+        which = () if world.main else ("process", world.rank)
+        return fold(self.seed, "dropout", self.step, *which)
+
+    def commit(self, examples: int, tokens: int, seen: Seen, rate: float) -> None:
+        """Enter a step that was made.
+
+        Args:
+            examples: of the whole batch.
+            tokens: of the whole batch.
+            seen: what this process has seen of it.
+            rate: the learning rate.
+        """
         self.step += 1
-        self._trained += len(index)
+        self._trained += examples
         self._tokens += tokens
         self._rate = rate
         if math.isnan(self._average):
             self._average = seen.mean
         else:
             self._average += (1 - AVERAGE) * (seen.mean - self._average)
+        if self._world.alone:
+            self._record(seen.index, self.step, seen.losses, seen.norms)
+        elif self._stamps is not None:
+            self._later.append((self.step, seen))
+
+    def _record(
+        self, index: Tensor, step: int | Tensor, losses: Tensor, norms: Tensor | None
+    ) -> None:
+        """Write what was observed of some examples."""
         if self._stamps is None:
             return
-        self._stamps[index] = self.step
-        for signal, measured in (("loss", seen.losses), ("grad_norm", seen.norms)):
+        self._stamps[index] = step if isinstance(step, int) else step.to(self._stamps.dtype)
+        for signal, measured in (("loss", losses), ("grad_norm", norms)):
             if signal in self._scores and measured is not None:
                 scores = self._scores[signal]
                 measured = measured.to(scores.device, scores.dtype)
                 # An example of weight 0 shows no gradient: its score stays what it was.
                 scores[index] = torch.where(measured.isnan(), scores[index], measured)
 
-    def close(self) -> None:
+    def _gather(self) -> None:
+        """Record what all processes have observed since the last time."""
+        seen = [one for _, one in self._later]
+        steps = torch.cat([torch.full((len(one.index),), step) for step, one in self._later])
+        columns = [torch.cat([one.index.cpu() for one in seen]), steps]
+        columns.append(torch.cat([one.losses.cpu() for one in seen]))
+        if "grad_norm" in self._scores:
+            columns.append(torch.cat([one.norms.cpu() for one in seen if one.norms is not None]))
+        index, steps, losses, *norms = self._world.gather(*columns)
+        self._record(index, steps, losses, norms[0] if norms else None)
+        self._later.clear()
+
+    def __enter__(self) -> _Books:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # Where one process has failed alone, the others will not answer.
+        if self._later and (kind is None or issubclass(kind, AgreedError)):
+            self._gather()
+        self._close()
+
+    def _close(self) -> None:
         tensor(self.state, "clock", "step").fill_(self.step)
         for entry in ("seen", "offset"):
             tensor(self.state, "clock", entry).add_(self._trained)
