@@ -21,7 +21,13 @@ from attent.tasks.data.images import Augmentation, Images
 from attent.tasks.data.npz import npz
 from attent.tasks.data.options import rendered_scenes
 from attent.tasks.data.scenes import SCENE_CLASSES
+from attent.tasks.data.shards.find import labelled_shards
+from attent.tasks.data.shards.image_table import TableImages
+from attent.tasks.data.shards.image_tar import TarImages
 from attent.tasks.finetuning.build import build_encoder
+
+Labelled = ImageFolder | TarImages | TableImages
+"""Readers of what a folder may hold."""
 
 SIDE = 224
 """Of images in pixels, where neither the options nor the model say."""
@@ -84,7 +90,8 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
     else:
         raise ConfigError(
             f"data: there is no {path}; it is 'digits', 'scenes', a folder of "
-            "{train,val}/CLASS/IMAGE, or an .npz file of images and labels"
+            "{train,val}/CLASS/IMAGE or of {train,val}-*.{tar,parquet,arrow}, or an .npz file of "
+            "images and labels"
         )
     return Images(train, augmentation=augmentation, **shared), Images(val, **shared)
 
@@ -103,9 +110,9 @@ def load_held_out(config: ClassifyConfig, own: Source) -> Source:
     if config.data in ("digits", "scenes") or not path.is_dir():
         return load_data(config)[1]
     (folder,) = _images_of(path / "val")
-    found = _reader(folder)
-    if known is not None and set(found.classes) < set(known):
-        found = _reader(folder, known)
+    found = _shards(path, "val") or _reader(folder)
+    if known is not None and found.classes is not None and set(found.classes) < set(known):
+        found = _shards(path, "val", known) or _reader(folder, known)
     return Images(found, **_shared(config))
 
 
@@ -120,7 +127,16 @@ def _shared(config: ClassifyConfig) -> dict[str, Any]:
     }
 
 
-def _folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
+def _folders(path: Path) -> tuple[Labelled, Labelled]:
+    shards = _shards(path, "train")
+    if shards is not None:
+        held_out = _shards(path, "val", shards.classes)
+        if held_out is None:
+            raise ConfigError(
+                f"data: {path} has shards to train on and none held out; expected val-*, "
+                "validation-* or test-* beside train-*, or folders of those names"
+            )
+        return shards, held_out
     of_train, of_val = _images_of(path / "train", path / "val")
     train = _reader(of_train)
     return train, _reader(of_val, train.classes)
@@ -129,6 +145,13 @@ def _folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
 def _reader(folder: Path, classes: list[str] | None = None) -> ImageFolder:
     try:
         return ImageFolder(folder, classes=classes)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}") from error
+
+
+def _shards(path: Path, split: str, classes: list[str] | None = None) -> Labelled | None:
+    try:
+        return labelled_shards(path, split, classes)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 

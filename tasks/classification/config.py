@@ -15,8 +15,10 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
 
     Args:
         data: digits (carried by scikit-learn), scenes (rendered as they are asked for), a folder of
-            {train,val}/CLASS/IMAGE (or {train,val}/rgb/CLASS/IMAGE), or an .npz file of images
-            [N, H, W] or [N, H, W, C] and labels [N].
+            {train,val}/CLASS/IMAGE (or {train,val}/rgb/CLASS/IMAGE), a folder of shards named
+            {train,val}-* (or in train/ and val/): .tar of KEY.jpg and KEY.cls, or .parquet or
+            .arrow with a column of images and one of labels; or an .npz file of images [N, H, W] or
+            [N, H, W, C] and labels [N].
         held_out: share held out of digits and .npz data, in (0, 1).
         num_classes: null counts them.
         num_train: training scenes, of data scenes.

@@ -70,6 +70,7 @@ class Images:
     Attributes:
         kept: share of the shorter side that the fixed view keeps.
         blocks: the reader's, where it keeps images together; else None.
+        window: the reader's, where it has one.
 
     Raises:
         ValueError: a reader without labels, or an argument out of range.
@@ -93,6 +94,8 @@ class Images:
         self.reader, self.labels = reader, labels
         self.classes: list[str] | None = getattr(reader, "classes", None)
         self.blocks: Tensor | None = getattr(reader, "blocks", None)
+        if hasattr(reader, "window"):
+            self.window: int = reader.window  # type: ignore[attr-defined]
         self.size, self.augmentation = size, augmentation
         self._fixed = JointView(size=max(size, round(size / crop_pct)))
         self.kept = size / self._fixed.size

@@ -30,8 +30,8 @@ _WRAPPED = {"rgb": Image, "depth": Image, "semseg": Mask}
 class Reader(Protocol):
     """Raw scenes, one at a time, at their own size.
 
-    A reader may also have ``labels`` (``[N]`` int64, a class for each scene), and ``blocks`` where
-    it keeps scenes together (see `attent.pipeline.source.Source`).
+    A reader may also have ``labels`` (``[N]`` int64, a class for each scene), and ``blocks`` and
+    ``window`` where it keeps scenes together (see `attent.pipeline.source.Source`).
     """
 
     def __len__(self) -> int:
@@ -114,6 +114,8 @@ class Multimodal:
         self.semseg_stride, self.num_semseg_classes = semseg_stride, num_semseg_classes
         self.labels = _labels_of(reader)
         self.blocks: Tensor | None = getattr(reader, "blocks", None)
+        if hasattr(reader, "window"):
+            self.window: int = reader.window  # type: ignore[attr-defined]
         self.standardized = Standardize(mean, deviation)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Rows of text: JSON, JSON lines, CSV, parquet, or what `datasets` reads; each with a place.
+"""Rows of text: JSON, JSON lines, CSV, parquet, arrow, or what `datasets` reads; each with a place.
 
 A place is ``FILE row 17``, counted from 1, and goes into every message about that row.
 """
@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from attent.pipeline.keyed import fold
+from attent.tasks.data.inflate import CODECS, codec_of, inflate
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+PLAIN = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+
+SUFFIXES = (*PLAIN, *(kind + packed for packed in CODECS for kind in (".json", ".jsonl")))
+"""What files of rows end in; ``.jsonl.gz`` and the like are unpacked as they are read."""
 
 HELD_OUT = ("validation", "val", "valid", "dev", "eval", "test")
 """Names of splits that are held out, those to be taken first before the others."""
@@ -46,10 +50,11 @@ def read_rows(data: str, *, split: str = "train", sub_task: Sequence[str] = ()) 
     """The rows of a split.
 
     Args:
-        data: a file (.json: a list of objects, or one object a line; .jsonl; .csv with a line of
-            names, its values texts; .parquet), a folder of such files (named by split:
-            ``train.json``, ``train-00000.parquet``; else all that no other split is named by) or of
-            a data set that `datasets` has saved, or the name of a data set of the hub.
+        data: a file (.json: a list of objects, or one object a line; .jsonl; either with .gz or
+            .zst; .csv with a line of names, its values texts; .parquet; .arrow), a folder of such
+            files (named by split: ``train.json``, ``train-00000.parquet``; else all that no other
+            split is named by) or of a data set that `datasets` has saved, or the name of a data set
+            of the hub.
         split: ``train``, or a part of a split: ``train[:1000]``, ``train[50%:]``.
         sub_task: folders of the data, each as ``NAME`` or ``NAME:COUNT`` for its first rows; all
             are taken together.
@@ -71,10 +76,16 @@ def read_rows(data: str, *, split: str = "train", sub_task: Sequence[str] = ()) 
 
 
 def are_rows(data: str) -> bool:
-    """Whether data are rows by their look: a file of them, a folder of such files, or one saved."""
+    """Whether data are rows by their look: a file of them, a folder of such files, or one saved.
+
+    Tables with a column of pictures are none: they are pictures, with labels.
+    """
+    from attent.tasks.data.shards.find import hold_pictures
+
     path = Path(data)
-    pictures = (path / "train").is_dir()  # by class, beside which there may be other files
-    return path.suffix in SUFFIXES or _is_saved(path) or (not pictures and bool(_files(path)))
+    by_class = (path / "train").is_dir()  # pictures, beside which there may be other files
+    alike = path.name.endswith(SUFFIXES) or _is_saved(path) or (not by_class and bool(_files(path)))
+    return alike and not hold_pictures(path)
 
 
 def parse_split(split: str) -> tuple[str, str | None, str | None]:
@@ -123,7 +134,7 @@ def _read(data: str, split: str, sub_task: str) -> list[Row]:
         return part_of(_file(path), start, stop)
     if path.is_dir():
         return part_of(_folder(path / sub_task, name), start, stop)
-    if path.suffix in SUFFIXES or path.is_absolute() or data.startswith("."):
+    if path.name.endswith(SUFFIXES) or path.is_absolute() or data.startswith("."):
         raise ValueError(f"data: there is no file or folder {data}")
     return _hub(data, split, sub_task)
 
@@ -140,15 +151,19 @@ def part_of(rows: list[Row], start: str | None, stop: str | None) -> list[Row]:
 
 
 def _file(path: Path) -> list[Row]:
-    if path.suffix in (".parquet", ".csv"):
+    if path.suffix in (".parquet", ".csv", ".arrow"):
         return _placed(_table(path), path)
-    if path.suffix not in SUFFIXES:
+    if not path.name.endswith(SUFFIXES):
         raise ValueError(f"data: {path} must end in {', '.join(SUFFIXES)}")
     try:
-        text = path.read_text(encoding="utf-8")
+        packed = codec_of(path.name) is not None
+        text = inflate(str(path)).decode() if packed else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path} is not UTF-8: {error}") from error
-    return _placed(_lines(text, path) if path.suffix == ".jsonl" else _json(text, path), path)
+    except ValueError as error:
+        raise ValueError(f"data: {error}") from error
+    by_line = path.name.endswith((".jsonl", *(f".jsonl{packed}" for packed in CODECS)))
+    return _placed(_lines(text, path) if by_line else _json(text, path), path)
 
 
 def _json(text: str, path: Path) -> list[Any]:
@@ -185,7 +200,13 @@ def _table(path: Path) -> list[Any]:
     import pyarrow
     from pyarrow import csv, parquet
 
+    from attent.tasks.data.shards.table_files import open_table
+
     try:
+        if path.suffix == ".arrow":
+            file = open_table(str(path))
+            groups = range(len(file.rows))
+            return [row for g in groups for row in file.group(g, file.schema.names).to_pylist()]
         if path.suffix == ".parquet":
             return parquet.read_table(path).to_pylist()
         lines = csv.ParseOptions(newlines_in_values=True)
@@ -225,7 +246,7 @@ def _files(folder: Path) -> list[Path]:
     """The files of rows in a folder, in order."""
     return sorted(
         p for where in (folder, folder / "data") if where.is_dir() for p in where.iterdir()
-        if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")
+        if p.name.endswith(SUFFIXES) and p.is_file() and not p.name.startswith(".")
     )  # fmt: skip
 
 

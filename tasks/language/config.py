@@ -31,8 +31,9 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
 
     Args:
         data: harvest (functions of this Python's standard library, from signature and docstring to
-            body; whole modules are held out), a file (.json, .jsonl, .csv, .parquet), a folder of
-            such files or of a saved data set, or the name of a data set of the hub.
+            body; whole modules are held out), a file (.json, .jsonl, either with .gz or .zst,
+            .csv, .parquet, .arrow), a folder of such files or of a saved data set, or the name of a
+            data set of the hub.
         dataset_field: names of the query and of the response, such as instruction,output; null for
             Alpaca's (instruction, input, output), or messages with the tokenizer's chat template.
         prompt: what an instruction is put into, at {instruction}.

@@ -16,6 +16,8 @@ from attent.tasks.data.multimodal import Multimodal, Reader
 from attent.tasks.data.options import num_semseg_classes, rendered_split
 from attent.tasks.data.paired_folder import PairedFolder
 from attent.tasks.data.photos import Photos
+from attent.tasks.data.shards.find import scene_shards
+from attent.tasks.data.shards.image_tar import TarScenes
 from attent.tasks.data.taskonomy import Taskonomy
 from attent.tasks.initial import initial_model
 from attent.tasks.pretraining.config import PretrainConfig
@@ -83,8 +85,8 @@ def _source(config: PretrainConfig, reader: Reader) -> Multimodal:
 
 
 def _classes(reader: Reader) -> list[str] | None:
-    """The names of folders that a reader has as classes."""
-    return reader.classes if isinstance(reader, PairedFolder) else None
+    """The names of classes that a reader has: of its folders, or of the labels in its shards."""
+    return reader.classes if isinstance(reader, PairedFolder | TarScenes) else None
 
 
 def _reader(
@@ -102,6 +104,9 @@ def _reader(
         domain: Any = domains[0]
         return Photos(domain, size=config.input_size, split=split)
     root = Path(config.data)
+    shards = scene_shards(root, split, domains, classes)
+    if shards is not None:
+        return shards
     if (root / split).is_dir():
         return PairedFolder(root / split, domains=domains, classes=classes)
     if (root / f"{split}.csv").is_file():
@@ -113,8 +118,8 @@ def _reader(
         found = f"{root} holds {', '.join(names[:8]) or 'nothing'}"
     raise ConfigError(
         f"data: {found}; it is 'scenes', 'photos', a folder "
-        "of {train,val}/{rgb,depth,semseg}/CLASS/NAME.EXT, or a folder of Taskonomy's layout with "
-        "train.csv and val.csv"
+        "of {train,val}/{rgb,depth,semseg}/CLASS/NAME.EXT, one of shards {train,val}-*.tar, or one "
+        "of Taskonomy's layout with train.csv and val.csv"
     )
 
 

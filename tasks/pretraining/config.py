@@ -26,8 +26,9 @@ class PretrainConfig(SelectionConfig, TrainingConfig, RunConfig):
     Args:
         data: scenes (rendered as they are asked for), photos (real ones that installed packages
             carry; in_domains and out_domains rgb alone, or depth alone), a folder of
-            {train,val}/{rgb,depth,semseg}/CLASS/NAME.EXT, or one of Taskonomy's layout with
-            train.csv and val.csv.
+            {train,val}/{rgb,depth,semseg}/CLASS/NAME.EXT, one of shards {train,val}-*.tar of
+            KEY.{rgb.jpg,depth.png,semseg.png}, or one of Taskonomy's layout with train.csv and
+            val.csv.
         num_train: training scenes, of data scenes.
         num_val: held-out scenes, of data scenes.
         imbalance: of data scenes, how many times as frequent the commonest class of scenes is as

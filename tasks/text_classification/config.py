@@ -21,8 +21,9 @@ class TextClassifyConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingCon
     """Train a text classifier.
 
     Args:
-        data: rows of texts with their classes: a file (.json, .jsonl, .csv, .parquet), a folder of
-            such files or of a saved data set, or the name of a data set of the hub.
+        data: rows of texts with their classes: a file (.json, .jsonl, either with .gz or .zst,
+            .csv, .parquet, .arrow), a folder of such files or of a saved data set, or the name of a
+            data set of the hub.
         text_field: the field that holds the text.
         pair_field: the field of a second text, such as a hypothesis beside its premise; null for
             one text a row.
