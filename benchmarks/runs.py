@@ -9,7 +9,8 @@ from typing import Any
 
 from attent.pipeline.observers import read_log
 from attent.tasks.commands import COMMANDS
-from attent.tasks.run import RunFolder, resume, start
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import resume, start
 
 
 def run(out: Path, name: str, command: str, options: dict[str, Any]) -> list[dict[str, Any]]:

@@ -173,8 +173,8 @@ def _finish(state: object, folder: object) -> int:
 
 
 def _report(parsed: Namespace) -> int:
+    from attent.tasks.folder import load_runs
     from attent.tasks.report.page import write_report
-    from attent.tasks.run import load_runs
 
     page = write_report(load_runs(parsed.runs), parsed.report_dir)
     say(f"report {page}")
@@ -236,7 +236,7 @@ def plan_text(plan: Plan, batch_size: int) -> str:
 
 def _export(parsed: Namespace) -> int:
     from attent.tasks.export import export
-    from attent.tasks.run import load_runs
+    from attent.tasks.folder import load_runs
 
     say(f"weights {export(load_runs([parsed.run])[0], parsed.format, parsed.output)}")
     return 0
@@ -250,8 +250,8 @@ def _merge(parsed: Namespace) -> int:
 
 
 def _evaluate(parsed: Namespace) -> int:
+    from attent.tasks.folder import load_runs
     from attent.tasks.measure import measure
-    from attent.tasks.run import load_runs
 
     found, step = measure(
         load_runs([parsed.run])[0],
@@ -268,8 +268,8 @@ def _evaluate(parsed: Namespace) -> int:
 
 
 def _predict(parsed: Namespace) -> int:
+    from attent.tasks.folder import load_runs
     from attent.tasks.predict import predict
-    from attent.tasks.run import load_runs
 
     for path, words in predict(load_runs([parsed.run])[0], parsed.images, parsed.output_dir):
         say(f"{path}: {words}")

@@ -16,8 +16,9 @@ from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.task import Task, bind
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError
+from attent.tasks.folder import RunFolder, make_folder
 from attent.tasks.pretraining.task import MaskedPretraining
-from attent.tasks.run import RunFolder, load_trained, make_folder
+from attent.tasks.run import load_trained
 
 Format = Literal["multimae", "timm"]
 

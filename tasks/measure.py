@@ -17,7 +17,8 @@ from attent.tasks.build import Run, check_labels, loading_of
 from attent.tasks.classification import Classification
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError
-from attent.tasks.run import RunFolder, load_trained
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import load_trained
 
 
 def measure(

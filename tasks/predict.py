@@ -11,7 +11,8 @@ from PIL import Image
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError
 from attent.tasks.data.decode import rgb
-from attent.tasks.run import RunFolder, load_trained, make_folder
+from attent.tasks.folder import RunFolder, make_folder
+from attent.tasks.run import load_trained
 
 
 def predict(

@@ -1,26 +1,10 @@
-"""A run folder: what is in it, how a run is started and how it goes on.
-
-```
-config.yaml        every option, resolved
-environment.json   versions, threads, device: what the bits depend on
-log.jsonl          a line for each tick
-checkpoints/       checkpoint-<step>.safetensors, best.safetensors
-selections/        selection-<pass>.npz
-model.safetensors  the final weights, under the model's own names; of language models adapter/ or
-                   model/, as peft and transformers load them
-report/            report.html and its pictures
-```
-"""
+"""How a run is started and how it goes on; its folder is described in `attent.tasks.folder`."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +30,16 @@ from attent.pipeline.keys import has
 from attent.pipeline.observers import read_log
 from attent.tasks.build import Run
 from attent.tasks.commands import COMMANDS
-from attent.tasks.config import RUNTIME, ConfigError, as_dict, from_dict
+from attent.tasks.config import RUNTIME, ConfigError, as_dict
 from attent.tasks.environment import warn_of_changes, write_environment
+from attent.tasks.folder import (
+    RunFolder,
+    make_folder,
+    new_folder,
+    only_one,
+    refuse_taken,
+    upgraded,
+)
 from attent.tasks.pretraining.task import MaskedPretraining
 from attent.tasks.progress import ProgressBar
 
@@ -55,71 +47,6 @@ Say = Callable[[str], None]
 
 NAMED_DATA = frozenset({"digits", "scenes", "photos", "harvest"})
 """Data that come with a package, and are no paths."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The paths of a run."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """Every option, resolved."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """What the bits depend on beside the options."""
-        return self.path / "environment.json"
-
-    @property
-    def log(self) -> Path:
-        """A line for each tick."""
-        return self.path / "log.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The states."""
-        return self.path / "checkpoints"
-
-    @property
-    def selections(self) -> Path:
-        """The masks and scores."""
-        return self.path / "selections"
-
-    @property
-    def weights(self) -> Path:
-        """The final weights."""
-        return self.path / "model.safetensors"
-
-    def load_config(self) -> tuple[str, Any]:
-        """The command and the options of the run.
-
-        Raises:
-            ConfigError: no run there, or its config is not what was written.
-        """
-        if not self.config.is_file():
-            raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
-        try:
-            values = yaml.safe_load(self.config.read_text())
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{self.config} is not YAML: {error}") from error
-        command = values.pop("command", None) if isinstance(values, dict) else None
-        if command not in COMMANDS:
-            raise ConfigError(f"{self.config} names no known command, but {command!r}")
-        values["output_dir"] = str(self.path)  # it may have been moved
-        return command, from_dict(COMMANDS[command].config, upgraded(values), str(self.config))
-
-
-def upgraded(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run as what they meant when it began.
-
-    Before ``reselect`` was there, attent_simple always observed, whatever ``scores`` said.
-    """
-    if options.get("method") == "attent_simple" and "reselect" not in options:
-        return options | {"scores": None}
-    return options
 
 
 def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
@@ -136,10 +63,10 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
         say(f"warning: {warning}")
     for note in run.notes:
         say(note)
-    folder = RunFolder(_new_folder(command, config))
+    folder = RunFolder(new_folder(command, config))
     make_folder(folder.path, "output_dir")
-    with _only_one(folder):
-        _refuse_taken(folder)
+    with only_one(folder):
+        refuse_taken(folder)
         _write_config(command, config, folder)
         device = str(next(run.task.model.parameters()).device)
         write_environment(folder.environment, device)
@@ -193,7 +120,7 @@ def resume(
     command, config = folder.load_config()
     _set_threads(config)
     store = CheckpointFolder(folder.checkpoints, keep=config.keep)
-    with _only_one(folder):
+    with only_one(folder):
         if not store.steps() and not read_log(folder.log):
             # Killed before its first checkpoint: there is nothing to lose by starting anew.
             run = COMMANDS[command].build(config)
@@ -321,61 +248,6 @@ def _same_run(command: str, config: Any, about: dict[str, Any], folder: RunFolde
         )
 
 
-def _new_folder(command: str, config: Any) -> Path:
-    if config.output_dir is not None:
-        path = Path(config.output_dir)
-        _refuse_taken(RunFolder(path))
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"output_dir: {path} exists and is not an empty folder")
-        return path
-    names = (re.fullmatch(rf"{command}-(\d+)", p.name) for p in Path("out").glob("*"))
-    taken = [int(match[1]) for match in names if match]
-    return Path("out") / f"{command}-{max(taken, default=0) + 1}"
-
-
-def _refuse_taken(folder: RunFolder) -> None:
-    if folder.config.exists():
-        raise ConfigError(
-            f"output_dir: {folder.path} holds a run already; go on with it (attent resume "
-            f"{folder.path}), or name another folder"
-        )
-
-
-def make_folder(path: Path, option: str) -> None:
-    """Make a folder where it is not there yet.
-
-    Raises:
-        ConfigError: it cannot be made; names the option that asked for it.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{option}: {path} cannot be made: {error.strerror}") from error
-
-
 def _set_threads(config: Any) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-
-
-@contextlib.contextmanager
-def _only_one(folder: RunFolder) -> Iterator[None]:
-    """Refuse to run a folder that another process is running."""
-    with (folder.path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder.path} is being run by another process") from None
-        yield
-
-
-def load_runs(paths: Sequence[str]) -> list[RunFolder]:
-    """Run folders by path, each checked to be one.
-
-    Raises:
-        ConfigError: a path that is no run folder.
-    """
-    folders = [RunFolder(Path(path)) for path in paths]
-    for folder in folders:
-        folder.load_config()
-    return folders

@@ -36,7 +36,8 @@ def prepare(config: InstructConfig, run: Run, say: Callable[[str], None]) -> boo
         write_model(Path(config.output_dir) / "tokenizer", run.source.tokenizer)
     if not has_base(config) or base_of(config) is not None:
         return False
-    from attent.tasks.run import RunFolder, resume, start
+    from attent.tasks.folder import RunFolder
+    from attent.tasks.run import resume, start
 
     folder = RunFolder(Path(config.output_dir) / "base")
     plain = dataclasses.replace(config, adapter="full", pretrain_epochs=0)

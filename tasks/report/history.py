@@ -9,7 +9,7 @@ import numpy as np
 
 from attent.pipeline.observers import read_log
 from attent.tasks.config import ConfigError
-from attent.tasks.run import RunFolder
+from attent.tasks.folder import RunFolder
 
 
 @dataclass(frozen=True)

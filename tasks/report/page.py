@@ -18,9 +18,10 @@ from attent.tasks.build import Run
 from attent.tasks.command import Passage
 from attent.tasks.commands import COMMANDS, Measure
 from attent.tasks.config import as_dict
+from attent.tasks.folder import RunFolder, make_folder
 from attent.tasks.report import figures
 from attent.tasks.report.history import History, load_history
-from attent.tasks.run import RunFolder, load_trained, make_folder
+from attent.tasks.run import load_trained
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;

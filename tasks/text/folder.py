@@ -54,7 +54,8 @@ def merge(run_path: str, output: str | None = None) -> Path:
         CheckpointError: it has no usable checkpoint.
     """
     from attent.tasks.commands import COMMANDS
-    from attent.tasks.run import RunFolder, load_trained
+    from attent.tasks.folder import RunFolder
+    from attent.tasks.run import load_trained
 
     folder = RunFolder(Path(run_path))
     command, config = folder.load_config()

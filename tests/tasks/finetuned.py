@@ -11,7 +11,8 @@ from PIL import Image
 
 from attent.pipeline.observers import read_log
 from attent.tasks.commands import COMMANDS
-from attent.tasks.run import RunFolder, start
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import start
 from tests.tasks.test_resume import silent
 
 ENCODER = {"dim": 16, "depth": 2, "num_heads": 2}

@@ -63,6 +63,7 @@ PROGRAMS = {
     "sgd, clipped, accumulated": {"optimizer": "sgd", "clip": 1.0, "accumulate": 2},
     "bf16": {"bf16": True},
     "workers": {"workers": 2},
+    "worker processes": {"workers": 2, "worker_processes": True},
     **{signal: {"signal": signal} for signal in SIGNALS},
 }  # fmt: skip
 

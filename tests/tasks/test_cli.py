@@ -22,7 +22,8 @@ from attent.tasks import cli
 from attent.tasks.classification.build import build_classify
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import as_dict
-from attent.tasks.run import RunFolder, start
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import start
 
 SCRIPT = Path(sys.executable).with_name("attent")
 TINY = {

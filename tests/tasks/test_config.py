@@ -64,7 +64,8 @@ WRONG = [
        "steps_per_tick", "keep", "score_chunk", "score_batch_size")],
     *[({name: 0.0}, rf"{name} must be above 0, got 0.0") for name in
       ("gumbel_temperature", "eval_every", "save_every")],
-    *[({name: 0.0}, rf"{name} must be above 0, or null, got 0.0") for name in ("lr", "blr")],
+    *[({name: 0.0}, rf"{name} must be above 0, or null, got 0.0")
+      for name in ("lr", "blr", "worker_timeout")],
     ({"lr": None}, "lr and blr are both null; give one of them"),
     ({"betas": [0.9]}, r"betas must be two numbers in \[0, 1\), got \[0.9\]"),
     ({"betas": [0.9, 1.0]}, r"betas must be two numbers in \[0, 1\), got \[0.9, 1.0\]"),
@@ -163,6 +164,8 @@ IDLE = [
     ({"reselect": True}, "reselect = True", "method is attent_complex"),
     ({"method": "attent_simple", "reselect": True, "selection_strategy": "random"}, "reselect",
      "random asks no scores"),
+    ({"worker_processes": True}, "worker_processes = True", "workers is 0"),
+    ({"worker_timeout": 60}, "worker_timeout = 60", "workers is 0"),
     ({"image_size": 16}, "image_size = 16", "digits"),
     ({"data": "images.npz", "image_size": 16}, "image_size = 16", "npz"),
     ({"data": "images", "held_out": 0.5}, "held_out = 0.5", "folder"),
@@ -192,6 +195,8 @@ def test_an_option_that_does_nothing_here_is_said_to(options, named, why):
         {"optimizer": "sgd", "momentum": 0.5},
         {"signal": "vmap_grad_norm", "score_chunk": 8},
         {"data": "images", "image_size": 64},
+        {"workers": 1, "worker_processes": True, "worker_timeout": None},
+        {"skip_unreadable": True},
     ],
     ids=str,
 )

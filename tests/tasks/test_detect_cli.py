@@ -22,7 +22,8 @@ from attent.tasks.data.coco import Coco
 from attent.tasks.detection.build import build_detect, load_data
 from attent.tasks.detection.config import DetectConfig
 from attent.tasks.detection.pictures import drawing, objects, predicted, thumbnails
-from attent.tasks.run import RunFolder, load_trained, start
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import load_trained, start
 
 SMALL = {
     "model": "multivit_micro", "model_args": {"dim": 16, "depth": 1, "num_heads": 2},

@@ -17,7 +17,8 @@ from attent.pipeline import load_state
 from attent.pipeline.observers import read_log
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.data.scenes import SCENE_CLASSES
-from attent.tasks.run import RunFolder, load_trained, start
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import load_trained, start
 from tests.tasks.finetuned import (
     held_out,
     ids,

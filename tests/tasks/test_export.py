@@ -19,10 +19,11 @@ from attent.models.vit import build_vit
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import fetch_batch
 from attent.tasks.data.scenes import SEMANTIC_CLASSES
+from attent.tasks.folder import RunFolder
 from attent.tasks.pretraining.build import build_pretrain
 from attent.tasks.pretraining.config import PretrainConfig
 from attent.tasks.pretraining.task import Hidden, MaskedPretraining, Output
-from attent.tasks.run import RunFolder, load_trained, resume, start
+from attent.tasks.run import load_trained, resume, start
 from tests.tasks.test_cli import only_an_error, quick
 from tests.tasks.test_pretrain_cli import ONCE, SMALL, STILL, evaluations, trained, written
 from tests.tasks.test_resume import assert_same_end, interrupted, last_checkpoint, silent

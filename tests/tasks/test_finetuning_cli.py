@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from attent.models.vit import build_vit
 from attent.pipeline.observers import read_log
 from attent.tasks.commands import COMMANDS
-from attent.tasks.run import RunFolder, resume
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import resume
 from tests.tasks.finetuned import SELECT, SMALL, held_out, options, trained
 from tests.tasks.test_resume import assert_same_end, interrupted, silent
 

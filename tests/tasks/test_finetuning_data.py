@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from attent.pipeline.observers import read_log
 from attent.tasks.classification.build import load_data as load_images
 from attent.tasks.depth.build import build_depth
-from attent.tasks.run import RunFolder
+from attent.tasks.folder import RunFolder
 from attent.tasks.segmentation.build import build_segment
 from tests.tasks.finetuned import (
     SMALL,

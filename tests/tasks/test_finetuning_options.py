@@ -14,7 +14,8 @@ from attent.pipeline import load_state
 from attent.pipeline.observers import read_log
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError, without_effect
-from attent.tasks.run import RunFolder, load_trained, resume
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import load_trained, resume
 from tests.tasks.finetuned import SELECT, SMALL, flags, held_out, options, trained
 from tests.tasks.test_cli import only_an_error
 from tests.tasks.test_resume import assert_same_end, interrupted, last_checkpoint, silent

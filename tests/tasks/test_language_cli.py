@@ -28,9 +28,10 @@ from attent.tasks import cli
 from attent.tasks.config import ConfigError, without_effect
 from attent.tasks.data.instructions import Instructions
 from attent.tasks.data.rows import read_rows
+from attent.tasks.folder import RunFolder
 from attent.tasks.language.build import build_instruct, load_data
 from attent.tasks.language.config import InstructConfig
-from attent.tasks.run import RunFolder, load_trained, resume, start
+from attent.tasks.run import load_trained, resume, start
 
 LLAMA = "llama:dim=16,depth=2,num_heads=2,max_length=128"
 

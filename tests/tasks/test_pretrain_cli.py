@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from attent.pipeline.observers import read_log
+from attent.tasks.folder import RunFolder
 from attent.tasks.pretraining.config import PretrainConfig
-from attent.tasks.run import RunFolder, resume, start
+from attent.tasks.run import resume, start
 from tests.tasks.test_cli import SCRIPT, only_an_error
 from tests.tasks.test_paired_folder import depth_map, label_map, photograph, save
 from tests.tasks.test_pretrain_config import DOCUMENTED

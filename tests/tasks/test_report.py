@@ -20,8 +20,9 @@ from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import ConfigError, as_dict
 from attent.tasks.data.options import rendered_scenes
 from attent.tasks.finetuning import build as finetuning
+from attent.tasks.folder import RunFolder
 from attent.tasks.report.page import write_report
-from attent.tasks.run import RunFolder, start
+from attent.tasks.run import start
 from tests.tasks.finetuned import SELECT, trained
 
 TINY = {

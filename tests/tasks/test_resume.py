@@ -23,7 +23,8 @@ from attent.pipeline.observers import read_log
 from attent.tasks import cli
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import ConfigError, as_dict
-from attent.tasks.run import RunFolder, resume, start
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import resume, start
 
 # Ticks of three steps, a checkpoint every 0.2 * 1437 = 287 examples (9 steps, the next tick's end),
 # 45 steps a full pass; with everything that draws: augmentation, stochastic depth.

@@ -26,7 +26,8 @@ from attent.pipeline.score import Frozen
 from attent.pipeline.source import fetch_batch
 from attent.tasks import cli
 from attent.tasks.config import ConfigError, without_effect
-from attent.tasks.run import RunFolder, load_trained, resume, start
+from attent.tasks.folder import RunFolder
+from attent.tasks.run import load_trained, resume, start
 from attent.tasks.text_classification.build import load_data
 from attent.tasks.text_classification.config import TextClassifyConfig
 from attent.tasks.text_classification.pictures import LOOKED_AT, looked_at
