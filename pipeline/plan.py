@@ -124,8 +124,8 @@ class Plan:
     def cost(self) -> int:
         """Of training and scoring, in forwards of one example."""
         candidates = round(self.examples / self.kept) if self.kept < 1 else 0
-        measured = self.scorings * self.num_examples + candidates
-        return TRAIN_COST * self.examples + self.score_cost * measured
+        scored = self.scorings * self.num_examples + candidates
+        return TRAIN_COST * self.examples + self.score_cost * scored
 
     @property
     def saving(self) -> float:
@@ -135,16 +135,15 @@ class Plan:
     def warnings(self) -> list[str]:
         """Where scoring costs more than the selection saves, with the arithmetic."""
         found = []
-        for phase, spent in self.spans():
-            if not phase.score or not spent:
-                continue
-            passes = spent / phase.size / self.entered(phase, spent)
+        for phase, spent in [span for span in self.spans() if span[0].score and span[1]]:
+            passes = phase.passes if self.per_window else spent / phase.size
+            where = "a window" if self.per_window else f"cycle {phase.cycle + 1}"
             paid = self.score_cost * self.num_examples
             saved = TRAIN_COST * (self.num_examples - phase.size) * passes
             if saved <= paid:
                 spared = self.num_examples - phase.size
                 found.append(
-                    f"cycle {phase.cycle + 1} cannot pay: scoring {self.num_examples:,} examples "
+                    f"{where} cannot pay: scoring {self.num_examples:,} examples "
                     f"costs {paid:,} forwards, and {passes:g} passes over {phase.size:,} of them "
                     f"instead of all save {TRAIN_COST} x {spared:,} x {passes:g} = {saved:,.0f}"
                 )

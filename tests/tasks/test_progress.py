@@ -8,12 +8,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from attent.pipeline import Observer, fit
+from attent.pipeline import Observer, evaluate, fit, initial_state, plan_of
 from attent.pipeline.keys import number
 from attent.tasks.classification.build import build_classify
 from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.command import Measure
 from attent.tasks.commands import COMMANDS
 from attent.tasks.progress import ProgressBar
+from tests.streams import begin, online
+from tests.tiny import TinyTask, tiny_source
 
 ACCURACY = COMMANDS["classify"].measures[0]
 
@@ -156,6 +159,23 @@ def test_before_the_first_step_nothing_is_known_yet(build):
     bar.stop(built.state, "interrupted")
     assert re.search(r"warm-up .*0% ratio 1.00  loss -  accuracy -  saved 0%  0 ex/s  -:-- left",
                      console.file.getvalue())  # fmt: skip
+
+
+def test_of_a_stream_the_windows_are_counted():
+    task = TinyTask()
+    measure = evaluate(task, tiny_source(8))
+    graph, _, held = online(begin, task=task, size=8, ratio=0.5, evaluate=measure, eval_every=2.0)
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    error = Measure(metric="val_error", title="error", short="error")
+    fit(graph, initial_state(task, held), observers=[ProgressBar(plan_of(graph), error, console)])
+    lines = console.file.getvalue().splitlines()
+    # Of 8 in each of ten windows 4, an evaluation after every fourth window, and one at the end.
+    assert [line.split("  ")[0].strip() for line in lines] == [
+        "40% window 5", "80% window 9", "100% window 10",
+    ]  # fmt: skip
+    # Scoring 8 and training on 4, against training on 8.
+    assert "ratio 0.50" in lines[0]
+    assert "saved 17%" in lines[-1]
 
 
 @pytest.mark.parametrize("width", [80, 30])
