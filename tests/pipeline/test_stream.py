@@ -16,10 +16,13 @@ from attent.pipeline.source import ExampleError
 from attent.pipeline.stream import IndexBatches, Loading, Stream, num_batches
 from tests.pipeline.test_source import Faulty
 
-LOADINGS = [Loading(), Loading(prefetch=2), Loading(workers=2)]
-every_loading = pytest.mark.parametrize(
-    "loading", LOADINGS, ids=["in the thread", "prefetched", "two workers"]
-)
+LOADINGS = {
+    "in the thread": Loading(),
+    "prefetched": Loading(prefetch=2),
+    "two threads": Loading(workers=2),
+    "two processes": Loading(workers=2, processes=True),
+}
+every_loading = pytest.mark.parametrize("loading", LOADINGS.values(), ids=LOADINGS)
 
 
 class SlowAtFirst(Faulty):
@@ -165,6 +168,12 @@ def test_loading_is_not_negative(options):
     numbers = f"{options.get('workers', 0)} and {options.get('prefetch', 0)}"
     with pytest.raises(ValueError, match=f"workers and prefetch are at least 0, got {numbers}"):
         Loading(**options)
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("inf"), float("nan")])
+def test_a_timeout_is_some_seconds(timeout):
+    with pytest.raises(ValueError, match=f"above 0 seconds, or None for never; got {timeout}"):
+        Loading(timeout=timeout)
 
 
 def test_batches_hold_something():
