@@ -25,7 +25,7 @@ HELD = 2**22
 PIECE = 2**16
 """Places of a longer order that are drawn at once: enough that drawing them is quick."""
 
-CHUNK = 2**22
+CHUNK = 2**20
 """Of a mask, looked at at once: bounds the memory beside it."""
 
 WINDOW = 8
@@ -96,13 +96,18 @@ def keyed_order(mask: Tensor, key: int) -> Order:
         key: from `attent.pipeline.keyed.fold`.
 
     Returns:
-        k int64, k = the number of True; a tensor up to `HELD`. Longer ones are lazy: they take
-        4 bytes an example, and none where everything is selected.
+        k int64, k = the number of True; a tensor up to `HELD`. Longer ones are lazy and hold 4
+        bytes of each selected example, or a bit of each example where two thirds or more are
+        selected, or nothing where all are. The mask may change afterwards: the order will not.
     """
     count = int(mask.count_nonzero())
     if count <= HELD:
         return _shuffled(mask.nonzero().squeeze(1), count, key)
-    return _shuffled(None if count == len(mask) else _selected(mask, count), count, key)
+    if count == len(mask):
+        return _shuffled(None, count, key)
+    if 3 * count >= 2 * len(mask):
+        return _walked(mask, count, key)
+    return _shuffled(_selected(mask, count), count, key)
 
 
 def _shuffled(index: Tensor | None, count: int, key: int) -> Order:
@@ -116,6 +121,29 @@ def _shuffled(index: Tensor | None, count: int, key: int) -> Order:
         return places if index is None else index.index_select(0, places).to(torch.int64)
 
     return LazyOrder(range(0, count, PIECE), count, piece)
+
+
+def _walked(mask: Tensor, count: int, key: int) -> LazyOrder:
+    """The selected in the key's order, by a permutation of all examples.
+
+    Each goes where the permutation sends it, and on from there until it comes to one that is
+    selected: a permutation of the selected alone, in as many steps as there are examples to one
+    selected (Black and Rogaway, CT-RSA 2002).
+    """
+    permutation, bits = Permutation(len(mask), key), _bits(mask)
+    ends = torch.arange(0, len(mask) + PIECE, PIECE).clamp_(max=len(mask))
+    counts = _counts(mask, ends)
+    flags = torch.from_numpy(bits)
+
+    def dropped(index: Tensor) -> Tensor:
+        return (flags.index_select(0, index >> 3) >> (index & 7).to(torch.uint8)) & 1 == 0
+
+    def piece(number: int) -> Tensor:
+        start = number * PIECE
+        own = _of_block(bits, start, min(start + PIECE, len(permutation)))
+        return permutation.among(own, dropped)
+
+    return LazyOrder((counts.cumsum(0) - counts).numpy().data, count, piece)
 
 
 def _narrow(num_examples: int) -> torch.dtype:
@@ -247,13 +275,13 @@ def blockwise_order(
     later = ends[window - 1 : -1 : window]  # the last window's end begins none
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), later]).numpy().data
     # The mask as bits, and a copy: it may change while somebody still reads ahead.
-    bits = None if size == len(mask) else np.packbits(mask.numpy())
+    bits = None if size == len(mask) else _bits(mask)
     dtype = _narrow(len(mask))
 
     def piece(number: int) -> Order:
         taken = touched[number * window : (number + 1) * window]
         spans = zip(blocks[taken].tolist(), blocks[taken + 1].tolist(), strict=True)
-        index = torch.cat([_of_block(bits, *span, dtype) for span in spans])
+        index = torch.cat([_of_block(bits, *span).to(dtype) for span in spans])
         own = fold(key, "window", number)
         drawn = _shuffled(index, len(index), own)
         if lengths is None:
@@ -276,12 +304,17 @@ def _counts(mask: Tensor, blocks: Tensor) -> Tensor:
     return before.diff()
 
 
-def _of_block(bits: np.ndarray | None, start: int, end: int, dtype: torch.dtype) -> Tensor:
+def _bits(mask: Tensor) -> np.ndarray:
+    """A mask as one bit an example."""
+    return np.packbits(mask.numpy(), bitorder="little")
+
+
+def _of_block(bits: np.ndarray | None, start: int, end: int) -> Tensor:
     """The selected of the examples from ``start`` to ``end``, in order."""
     if bits is None:
-        return torch.arange(start, end, dtype=dtype)
-    flags = np.unpackbits(bits[start // 8 : -(-end // 8)])[start % 8 :][: end - start]
-    return torch.from_numpy(np.flatnonzero(flags)).add_(start).to(dtype)
+        return torch.arange(start, end)
+    flags = np.unpackbits(bits[start // 8 : -(-end // 8)], bitorder="little")
+    return torch.from_numpy(np.flatnonzero(flags[start % 8 :][: end - start])).add_(start)
 
 
 def window_of(source: Source) -> int:

@@ -7,6 +7,8 @@ CT-RSA 2002).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -78,23 +80,43 @@ class Permutation:
                 f"places are in [0, {self.size}), got {int(positions.min())} to "
                 f"{int(positions.max())}"
             )
-        if self._table is not None:
-            return self._table.to(positions.device)[positions]
-        parts = [self._walk(part) for part in positions.flatten().split(CHUNK)]
-        return torch.cat(parts).view(positions.shape)
+        return self._walk(positions, lambda found: found >= self.size)
 
-    def _walk(self, places: Tensor) -> Tensor:
-        """What stands at places: the network, again for what has fallen out of range."""
-        found = self._network(places)
-        out = (found >= self.size).nonzero().squeeze(1)
-        while len(out):
-            again = self._network(found.index_select(0, out))
-            found.scatter_(0, out, again)
-            out = out.masked_select(again >= self.size)
-        return found
+    def among(self, numbers: Tensor, dropped: Callable[[Tensor], Tensor]) -> Tensor:
+        """A permutation of some of the numbers alone, at those places.
+
+        Each goes where the permutation sends it and on from there, until it comes to one that is
+        not dropped: in n / k steps, where there are k of those.
+
+        Args:
+            numbers: int64 of any shape, none of them dropped.
+            dropped: int64 ``[m]`` in ``[0, n)`` -> bool ``[m]``.
+
+        Returns:
+            int64 of the same shape, none of them dropped.
+        """
+        last = self.size - 1
+        return self._walk(
+            numbers, lambda found: (found > last).logical_or_(dropped(found.clamp(max=last)))
+        )
+
+    def _walk(self, places: Tensor, wrong: Callable[[Tensor], Tensor]) -> Tensor:
+        """The network, again and again for what is wrong still."""
+        parts = []
+        for part in places.flatten().split(CHUNK):
+            found = self._network(part)
+            out = wrong(found).nonzero().squeeze(1)
+            while len(out):
+                again = self._network(found.index_select(0, out))
+                found.scatter_(0, out, again)
+                out = out.masked_select(wrong(again))
+            parts.append(found)
+        return torch.cat(parts).view(places.shape)
 
     def _network(self, x: Tensor) -> Tensor:
         """The network on numbers of its bits: (l, r) -> (r, l xor f(r)), so many times."""
+        if self._table is not None:
+            return self._table.to(x.device).index_select(0, x)
         low = self._right(0)
         left, right = x >> low, x & ((1 << low) - 1)
         looked_up = self._rounds if x.device.type == "cpu" else []

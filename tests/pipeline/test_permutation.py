@@ -10,8 +10,11 @@ import torch
 from hypothesis import given, settings
 from scipy import stats
 
-from attent.pipeline import Permutation, fold
+from attent.pipeline import Permutation, fold, permutation
+from attent.pipeline.keyed import generator
 from attent.pipeline.permutation import SMALL
+
+keys = st.integers(0, 2**62)
 
 
 def whole(size: int, key: int = 7) -> torch.Tensor:
@@ -42,6 +45,31 @@ def test_a_part_is_that_of_the_whole(size, key, data):
     assert torch.equal(found, torch.stack([permutation(place) for place in places]))
     assert bool(((found >= 0) & (found < size)).all())
     assert len(found.unique()) == len(places.unique())
+
+
+@pytest.mark.parametrize("size", [SMALL + 1, 2**15, 10**6, 2**31 + 7, 2**32])
+def test_rounds_that_are_looked_up_are_those_that_are_computed(size, monkeypatch):
+    places = torch.randint(0, size, (3, 500), generator=generator(1))
+    looked_up = Permutation(size, 7)(places)
+    monkeypatch.setattr(permutation, "TABLED", 0)
+    assert torch.equal(looked_up, Permutation(size, 7)(places))
+
+
+def test_work_is_done_in_parts_of_any_length(monkeypatch):
+    whole_at_once = whole(10_007)
+    monkeypatch.setattr(permutation, "CHUNK", 999)
+    assert torch.equal(whole_at_once, whole(10_007))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([7, 200, SMALL + 900, 2**13 + 1]), keys, st.floats(0.05, 1.0))
+def test_among_some_numbers_each_of_them_is_there_once(size, key, share):
+    kept = torch.rand(size, generator=generator(key)) < share
+    some = kept.nonzero().squeeze(1)
+    found = Permutation(size, key).among(some, lambda index: ~kept[index])
+    assert torch.equal(found.sort().values, some)
+    alone = [Permutation(size, key).among(one, lambda index: ~kept[index]) for one in some[:3]]
+    assert [int(one) for one in alone] == found[:3].tolist()
 
 
 def test_of_a_thousand_million_a_part_at_once():
