@@ -45,7 +45,7 @@ def select(rule: Rule, *, signal: str = "loss", name: str = "select") -> Stage:
             chosen, rescaled = torch.ones_like(mask), None
         place(state, "mask", chosen)
         place(state, "weight", weight.fill_(1) if rescaled is None else rescaled)
-        place(state, ("plan", "size"), chosen.sum().to("cpu"))
+        place(state, ("plan", "size"), chosen.count_nonzero().to("cpu"))
         place(state, ("plan", "select_due"), torch.tensor(False))
         return state
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attent.pipeline.keyed import fold, generator
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Elements worked on at once: bounds the memory beside scores and mask."""
 
 _LISTED = 1 << 22
