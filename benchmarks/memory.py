@@ -16,6 +16,11 @@ def growth(work: Callable[[], object]) -> int:
     return after - before
 
 
+def peak() -> int:
+    """Bytes of the peak resident size of this process so far."""
+    return _status("VmHWM")
+
+
 def _status(entry: str) -> int:
     """A figure of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
