@@ -185,8 +185,8 @@ class _Search:
         self.chunk = chunk
         self.at = number(state, "window", "next")
         self.forwarded = 0
-        self.kept: dict[int, Any] = {}
-        self.left: dict[int, Any] = {}
+        self.kept: dict[int, dict[str, Any]] = {}
+        self.left: dict[int, dict[str, Any]] = {}
 
     def go_on(self, count: int) -> None:
         """Look at so many more candidates, until the window is full."""
@@ -212,7 +212,7 @@ class _Candidates:
         self.start = start
         self.positions = torch.arange(start, start + count)
         self.items = self.reader.read(self.positions.tolist())
-        self._examples = DatasetSource(self.items, window.names)
+        self._examples = DatasetSource(self.items)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -223,6 +223,6 @@ class _Candidates:
     def locate(self, index: int) -> str:
         return self.reader.locate(index)
 
-    def after(self, position: int) -> dict[int, Any]:
+    def after(self, position: int) -> dict[int, dict[str, Any]]:
         """Those from a position on, by position."""
         return dict(enumerate(self.items[position - self.start :], position))

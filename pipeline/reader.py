@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -52,14 +52,17 @@ class Reader:
     shuffling `IterDataPipe` draw their seed then, and so shuffle the same way each time.
 
     Args:
-        stream: one of these.
+        stream: one of these; of dictionaries, TensorDicts or tuples.
+        names: what to call the parts of an example that is a tuple, in order.
         restart: at its end the stream begins anew, with the same number of examples each time.
 
     Raises:
         ValueError: not a stream, or an iterator that should begin anew.
     """
 
-    def __init__(self, stream: Streamed, *, restart: bool = False) -> None:
+    def __init__(
+        self, stream: Streamed, *, names: Sequence[str] = (), restart: bool = False
+    ) -> None:
         pipe = isinstance(stream, IterDataPipe)
         self._locate = getattr(stream, "locate", None) if not pipe else None
         if isinstance(stream, BaseNode):
@@ -76,6 +79,7 @@ class Reader:
                 f"restart=True needs a stream that can be begun again; a {type(stream).__name__} "
                 "is read once: give a callable or an iterable that makes it"
             )
+        self.names = tuple(names)
         self.restart = restart
         self.length = 0
         """Examples of the stream, once its end was seen; 0 before."""
@@ -83,14 +87,14 @@ class Reader:
         self._begun = False  # whether the iterator gave an example
         self._at = 0  # position of the iterator's next example
         self._began = 0  # position of the first example of the iterator's round of the stream
-        self._returned: dict[int, Any] = {}
+        self._returned: dict[int, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy (in a worker process) knows its positions, and reads nothing."""
         return {**self.__dict__, "_stream": (), "_iterator": None, "_returned": {}, "_locate": None}
 
-    def read(self, positions: Sequence[int]) -> list[Any]:
-        """The examples at these positions, which rise; what lies between them is passed over.
+    def read(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The examples at these positions, which rise, as dictionaries; others are passed over.
 
         Raises:
             ExampleError: one cannot be read; its position is said.
@@ -99,7 +103,7 @@ class Reader:
         """
         return [self._one(position) for position in positions]
 
-    def give_back(self, examples: dict[int, Any]) -> None:
+    def give_back(self, examples: dict[int, dict[str, Any]]) -> None:
         """Examples by position that were read too early: the next `read` need not go back for them.
 
         They replace those given back before.
@@ -117,7 +121,7 @@ class Reader:
             return place
         return f"{place}: {self._locate(position - self._round(position))}"
 
-    def _one(self, position: int) -> Any:
+    def _one(self, position: int) -> dict[str, Any]:
         if position in self._returned:
             return self._returned.pop(position)
         if self._iterator is None or position < self._at:
@@ -153,13 +157,13 @@ class Reader:
                 return iter(self._stream)
             return iter(self._stream(start))
 
-    def _next(self) -> Any:
+    def _next(self) -> dict[str, Any]:
         """The example where the iterator stands."""
         assert self._iterator is not None
         seeded = nullcontext() if self._begun else all_global_generators(OPENING)
         try:
             with seeded:
-                item = next(self._iterator)
+                item = self._named(next(self._iterator))
         except StopIteration:
             self._end()
             return self._next()
@@ -169,7 +173,25 @@ class Reader:
                 f"the example at {self.locate(at)} cannot be read: {type(error).__name__}: {error}"
             ) from error
         self._at, self._begun = self._at + 1, True
-        return item.to_dict() if is_tensor_collection(item) else item
+        return item
+
+    def _named(self, item: Any) -> dict[str, Any]:
+        """An example as a dictionary.
+
+        Raises:
+            ValueError: it cannot be made one.
+        """
+        if is_tensor_collection(item):
+            return item.to_dict()
+        if isinstance(item, Mapping):
+            return dict(item)
+        if isinstance(item, tuple | list) and len(item) == len(self.names):
+            return dict(zip(self.names, item, strict=True))
+        parts = f" of {len(item)} parts" if isinstance(item, tuple | list) else ""
+        raise ValueError(
+            "an example is a dictionary, a TensorDict or a tuple of the parts that are named "
+            f"({', '.join(self.names) or 'none'}), not a {type(item).__name__}{parts}"
+        )
 
     def _end(self) -> None:
         """Begin the stream anew, if that was asked for."""

@@ -33,6 +33,9 @@ class Window:
     within one, and which example comes to a slot has nothing to do with it. Training's keys hold
     the pass, so its views differ.
 
+    What cannot be read is an error of `refill`, not of `fetch`: a list of skipped examples
+    (`Loading`) goes by slots, and would pass over a slot in every window.
+
     Batches are not made by length, and budgets are in examples: how long the examples of the next
     window will be, nobody knows.
 
@@ -61,11 +64,10 @@ class Window:
         if size < 1:
             raise ValueError(f"a window holds at least 1 example, got size {size}")
         self.size = size
-        self.names = tuple(names)
-        self.reader = Reader(stream, restart=restart)
+        self.reader = Reader(stream, names=names, restart=restart)
         self._positions = torch.empty(0, dtype=torch.int64)
         # Replaced, never changed: threads of a stream that was given up may still read it.
-        self._examples = DatasetSource([], self.names)
+        self._examples = DatasetSource([])
 
     def __len__(self) -> int:
         return self.size
@@ -87,7 +89,7 @@ class Window:
             return "of an empty window"
         return self.reader.locate(int(self._positions[index]))
 
-    def hold(self, positions: Tensor, examples: list[Any] | None = None) -> None:
+    def hold(self, positions: Tensor, examples: list[dict[str, Any]] | None = None) -> None:
         """Hold the examples at these positions of the stream; nothing to do where it does.
 
         Args:
@@ -97,10 +99,10 @@ class Window:
         if torch.equal(positions, self._positions):
             return
         # Given up before others are read, so that memory never holds two windows.
-        self._positions, self._examples = positions[:0].clone(), DatasetSource([], self.names)
+        self._positions, self._examples = positions[:0].clone(), DatasetSource([])
         if examples is None:
             examples = self.reader.read(positions.tolist())
-        self._positions, self._examples = positions.clone(), DatasetSource(examples, self.names)
+        self._positions, self._examples = positions.clone(), DatasetSource(examples)
 
 
 window = Window

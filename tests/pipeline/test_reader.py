@@ -145,6 +145,21 @@ def test_tensordicts_become_dictionaries():
     assert isinstance(item["inner"], dict)
 
 
+@pytest.mark.parametrize(
+    ("item", "names", "message"),
+    [
+        ((1, 2, 3), ("x", "y"), r"that are named \(x, y\), not a tuple of 3 parts"),
+        ([1], (), r"that are named \(none\), not a list of 1 parts"),
+        (torch.ones(2), ("x", "y"), "not a Tensor"),
+    ],
+)
+def test_an_example_is_a_dictionary_or_becomes_one(item, names, message):
+    reader = Reader([(1, 2), item] if names else [{}, item], names=names)
+    assert reader.read([0]) == [dict(zip(names, (1, 2), strict=False))]
+    with pytest.raises(ExampleError, match=rf"position 1 of the stream cannot.*{message}"):
+        reader.read([1])
+
+
 def global_random_state():
     numpy_state = np.random.get_state(legacy=True)  # noqa: NPY002
     return (

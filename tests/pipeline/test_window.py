@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import pickle
 import weakref
 
 import pytest
@@ -195,6 +196,20 @@ def test_resumed_anywhere_it_is_the_uninterrupted_run(name, tmp_path):
         assert differences(final, fit(graph, start, donate=True)) == []
 
 
+def test_worker_processes_read_copies_of_the_window():
+    finals = []
+    for loading in (None, Loading(workers=1, processes=True)):
+        task, held = TinyTask(noise=0.3), Window(begin(0), 10)
+        train = tiny_train(task, held, loading=loading)
+        graph = attent_online(task, held, train=train, examples=12, ratio=0.4)
+        finals.append(fit(graph, initial_state(task, held)))
+    assert differences(*finals) == []
+    # Where processes are not forked it is pickled, as no generator can be.
+    copy = pickle.loads(pickle.dumps(held))
+    assert copy.fetch(torch.arange(10))["p"].tolist() == held.fetch(torch.arange(10))["p"].tolist()
+    assert copy.locate(3) == held.locate(3) == "position 23 of the stream"
+
+
 def test_where_ticks_end_changes_nothing():
     finals = []
     for steps in (1, 3, 50):
@@ -381,5 +396,5 @@ def test_examples_are_dictionaries_tensordicts_or_named_tuples():
     assert of((torch.ones(2), 3))["label"].tolist() == [3]
     assert of((torch.ones(2), 3), names=("x", "y"))["y"].tolist() == [3]
     assert of(TensorDict({"a": torch.ones(2)}))["a"].tolist() == [[1.0, 1.0]]
-    with pytest.raises(ExampleError, match=r"example 1 \(position 1 of the stream\).*of 2 parts"):
+    with pytest.raises(ExampleError, match=r"at position 0 of the stream .*\(image, label\)"):
         of((1, 2, 3))
