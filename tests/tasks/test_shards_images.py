@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from attent.pipeline.order import blockwise_order
 from attent.pipeline.source import ExampleError, blocks_of, fetch_batch, watched
+from attent.pipeline.stream import Stream
 from attent.tasks.classification.build import load_data, load_held_out
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import ConfigError
@@ -129,7 +131,7 @@ def test_a_picture_that_does_not_decode_is_told_with_member_and_byte(tmp_path):
 
 
 def test_what_is_masked_out_is_not_decoded(shards, monkeypatch):
-    """Each selected picture is decoded once and no other, in training and in scoring."""
+    """Each selected picture is decoded once and no other, as they are and augmented."""
     decoded = []
     rgb = decode.rgb
     monkeypatch.setattr(
@@ -141,8 +143,11 @@ def test_what_is_masked_out_is_not_decoded(shards, monkeypatch):
     for augmentation in (None, Augmentation(scale=0.5)):
         source = Images(reader, size=8, augmentation=augmentation)
         decoded.clear()
-        fetch_batch(source, mask.nonzero().squeeze(1), torch.arange(3))
-        assert decoded == [reader.locate(i) for i in (1, 5, 8)]
+        order = blockwise_order(mask, 3, reader.blocks)
+        keys = None if augmentation is None else lambda index: index
+        batches = list(Stream(source, order, batch_size=2, keys=keys))
+        assert sorted(torch.cat([batch["index"] for batch in batches]).tolist()) == [1, 5, 8]
+        assert sorted(decoded) == sorted(reader.locate(i) for i in (1, 5, 8))
 
 
 def test_a_source_says_where_its_blocks_are_and_what_it_reads(shards):

@@ -86,8 +86,10 @@ def test_a_split_is_what_is_named_by_it(tmp_path):
     for name in ("validation.tar", "training_0.tar", "trainer.tar"):
         pack(tmp_path / name, [])
     assert of("val") == ["validation.tar"]
+    assert of("train") == ["train/a.tar", "train/b.tar"]
     (tmp_path / "train" / "CLASS").mkdir()  # pictures by class, whatever lies beside them
-    assert of("train") == ["training_0.tar"]
+    assert of("train") == []
+    assert of("val") == ["validation.tar"]
 
 
 # --- what is found

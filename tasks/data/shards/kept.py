@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+_all: weakref.WeakSet[Kept[Any]] = weakref.WeakSet()
 
 
 class Kept(Generic[T]):
@@ -30,6 +34,7 @@ class Kept(Generic[T]):
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._renew()
+        _all.add(self)
 
     def get(self, key: Hashable, make: Callable[[], T], weigh: Callable[[T], int]) -> T:
         """What is kept by a name, made if it is not there.
@@ -42,8 +47,6 @@ class Kept(Generic[T]):
         Raises:
             Exception: whatever ``make`` raises, to all who wait; the next to ask tries again.
         """
-        if self._process != os.getpid():  # a fork: locks may be held by threads that are not here
-            self._renew()
         with self._lock:
             found = self._futures.get(key)
             mine = found is None
@@ -79,7 +82,6 @@ class Kept(Generic[T]):
         self._lock = threading.Lock()
         self._futures: OrderedDict[Hashable, Future[T]] = OrderedDict()
         self._weights: dict[Hashable, int] = {}
-        self._process = os.getpid()
         self.made = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,3 +89,13 @@ class Kept(Generic[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
+
+
+def _begin_anew() -> None:
+    """In a process that was forked: locks may be held by threads that are not in it."""
+    for kept in list(_all):
+        kept._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

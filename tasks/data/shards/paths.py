@@ -67,8 +67,9 @@ def expand_braces(pattern: str) -> list[str]:
 def shards_of_split(root: str | Path, split: str, suffixes: Sequence[str]) -> list[str]:
     """The shards of one split of a folder: ``train-*.tar`` in it, or the files of ``train/``.
 
-    Both are looked for in the folder itself and in its ``data``; hidden files are passed over, and
-    so is a ``train/`` that has folders: those are classes, or modalities.
+    Both are looked for in the folder itself and in its ``data``; hidden files are passed over.
+    Where there is a ``train/`` of folders (classes, or modalities), a ``train.tar`` beside it is
+    what it was unpacked from: there are no shards.
 
     Args:
         root: the folder.
@@ -78,11 +79,14 @@ def shards_of_split(root: str | Path, split: str, suffixes: Sequence[str]) -> li
     Returns:
         Their paths, sorted; none if there are none.
     """
-    for name in SPLITS[split]:
-        for place in (Path(root), Path(root) / "data"):
+    names, places = SPLITS[split], (Path(root), Path(root) / "data")
+    if any(_has_folders(place / name) for name in names for place in places):
+        return []
+    for name in names:
+        for place in places:
             named = re.compile(rf"{re.escape(name)}([-_.].*)?")
             own = [p for p in _files(place, suffixes) if named.fullmatch(os.path.basename(p))]
-            found = own or ([] if _has_folders(place / name) else _files(place / name, suffixes))
+            found = own or _files(place / name, suffixes)
             if found:
                 return found
     return []
@@ -121,4 +125,7 @@ def _files(folder: Path, suffixes: Sequence[str]) -> list[str]:
 
 
 def _has_folders(folder: Path) -> bool:
-    return folder.is_dir() and any(p.is_dir() and p.name[0] != "." for p in folder.iterdir())
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() and entry.name[0] != "." for entry in entries)

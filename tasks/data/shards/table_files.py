@@ -16,10 +16,12 @@ class TableFile:
     """A file of rows in groups: parquet's row groups, arrow's record batches.
 
     Attributes:
+        path: of the file.
         schema: of all columns.
         rows: of each group.
     """
 
+    path: str
     schema: Any
     rows: list[int]
 
@@ -90,6 +92,7 @@ class _Arrow(TableFile):
     def __init__(self, path: str, *, stream: bool) -> None:
         import pyarrow as pa
 
+        self.path = path
         self._lock = threading.Lock()  # nothing is said of readers in several threads
         self._batches: list[Any] = []
         self._reader: Any = None
