@@ -209,8 +209,8 @@ def main() -> None:
             f"{args.shards} shards of {args.pictures} JPEGs of {SIDE} pixels ({size:.0f} MiB), "
             f"ratio {args.ratio} ({int(mask.sum())} selected), median of {args.rounds} rounds, "
             f"1 thread, {platform.machine()}, torch {torch.__version__}\n"
-            f"index and labels of {2 * total} members: {made:.1f} microseconds of processor time a member when they are found, "
-            f"{remembered:.2f} when they are remembered"
+            f"index and labels of {2 * total} members: {made:.1f} microseconds of processor "
+            f"time a member when they are found, {remembered:.2f} when they are remembered"
         )
         ways = {
             "tar": tar_ways(folder, Images(tars, size=SIDE), mask),
