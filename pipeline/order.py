@@ -237,16 +237,17 @@ def blockwise_order(
     """The selected indices a few blocks at a time, for sources that keep examples in blocks.
 
     The blocks that hold a selected example are taken in a keyed order, ``window`` at a time, and
-    the selected examples of those are shuffled together. A batch then touches ``window`` blocks,
-    or twice as many where one window ends and the next begins, and each block is read once a pass,
-    in one stretch of it. A block with nothing selected is never touched.
+    the selected examples of those are shuffled together. A batch then touches at most ``window``
+    blocks, or twice as many where one window ends and the next begins (more, where a window holds
+    less than a batch), and a pass reads each block in one stretch. A block with nothing selected is
+    never touched. Each example is as likely early in a pass as late.
 
     What it trades: examples of one block are trained on within one window of a pass, so neighbours
-    in storage keep each other's company, in every pass. Windows come in any order, and each holds
-    other blocks in each pass, but within a pass an example is never further from a neighbour than
-    the window is long. Where storage is sorted (by class, by source, by time), batches are less
-    mixed than the data set is: shuffle the examples once when the shards are written, and it makes
-    no difference that training could see. A longer window mixes more and keeps more blocks open.
+    in storage keep each other's company, in every pass; only which other blocks are with them, and
+    when, is drawn anew. An example is never further from a neighbour than the window is long. Where
+    storage is sorted (by class, by origin, by time), batches are less mixed than the data set is:
+    shuffling the examples once, when the shards are written, gives that back, for a block is then
+    a random draw of the data set. A longer window mixes more, and keeps more blocks open.
 
     Only a window is ever held, and one bit for each example where not all are selected.
 

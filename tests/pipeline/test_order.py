@@ -64,6 +64,7 @@ def selected(mask: Tensor) -> list[int]:
     return [i for i, flag in enumerate(mask.tolist()) if flag]
 
 
+patiently = settings(deadline=None)
 masks = st.lists(st.booleans(), min_size=1, max_size=60).map(torch.tensor)
 keys = st.integers(0, 2**62)
 
@@ -105,6 +106,7 @@ def by_length_as_it_was(mask: Tensor, key: int, lengths: Tensor, batch_size: int
     return drawn[torch.cat([batches.flatten(), small.sort().values])]
 
 
+@patiently
 @given(masks, keys)
 def test_the_bits_of_an_order_of_few_are_what_they_were(mask, key):
     found = keyed_order(mask, key)
@@ -112,6 +114,7 @@ def test_the_bits_of_an_order_of_few_are_what_they_were(mask, key):
     assert torch.equal(found, as_it_was(mask, key))
 
 
+@patiently
 @given(masks, keys, st.integers(1, 9))
 def test_and_so_are_those_of_an_order_by_length(mask, key, batch_size):
     lengths = torch.arange(len(mask)) * 7 % 11
@@ -166,6 +169,7 @@ def test_an_order_of_many_is_the_same_however_it_is_held(one_in, kind):
         assert at == end
 
 
+@patiently
 @given(masks, keys, st.integers(0, 70), st.integers(0, 70))
 def test_any_part_of_a_lazy_order_is_that_of_the_whole(mask, key, a, b):
     with lazily():
@@ -240,6 +244,7 @@ def test_batches_of_a_lazy_order():
         assert torch.equal(torch.cat(batches), found[6:])
 
 
+@patiently
 @given(masks, keys, st.integers(1, 9))
 def test_a_lazy_order_by_length_holds_each_once(mask, key, batch_size):
     with lazily():
@@ -277,6 +282,7 @@ def slowly(mask: Tensor, key: int, blocks: Tensor, window: int) -> list[int]:
     return found
 
 
+@patiently
 @given(blocked(), keys, st.integers(0, 110), st.integers(0, 110), st.integers(1, 20))
 def test_by_blocks_it_is_what_lists_give_wherever_it_is_read(case, key, a, b, chunk):
     mask, blocks, window = case
@@ -290,6 +296,7 @@ def test_by_blocks_it_is_what_lists_give_wherever_it_is_read(case, key, a, b, ch
     assert numbers(first(found, a)[b:]) == expected[:a][b:]
 
 
+@patiently
 @given(blocked(), keys)
 def test_windows_too_long_to_be_held_are_lazy_too(case, key):
     mask, blocks, window = case
@@ -308,6 +315,7 @@ def visits(found: Tensor, blocks: Tensor, window: int) -> bool:
     return at == sorted(at)
 
 
+@patiently
 @given(blocked(), keys)
 def test_each_block_is_read_in_one_stretch(case, key):
     mask, blocks, window = case
@@ -401,6 +409,7 @@ def test_by_blocks_and_by_length():
     assert int((spans > 4000 / 10).sum()) <= 5
 
 
+@patiently
 @given(blocked(), keys, st.integers(1, 9), st.integers(0, 30))
 def test_by_blocks_and_by_length_each_is_there_once(case, key, batch_size, held):
     mask, blocks, window = case
@@ -508,7 +517,7 @@ def test_scoring_reads_shard_by_shard():
     assert int(state["ledger", "forwarded_tokens"]) == int(source.lengths.sum())
 
 
-@settings(deadline=None)
+@patiently
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=40),
     st.integers(0, 39),
