@@ -132,6 +132,10 @@ class Compute:
                 model.broadcast_buffers = False
         return torch.compile(model) if self.step.compile else model  # type: ignore[return-value]
 
+    def prepare(self) -> None:
+        """Wrap and compile the model, once."""
+        self.model  # noqa: B018 - made when it is first asked for
+
     @functools.cached_property
     def averages(self) -> bool:
         """Whether gradients are averaged over processes here, and not on their way by a wrapper.

@@ -175,6 +175,7 @@ class _Trainer:
         room = Room.of(state, self.streams.lengths)
         if room.ended:
             return state
+        self.compute.prepare()  # a wrapper may put the weights elsewhere, so before they are bound
         params, buffers = bind(self.task.model, state)
         if not all(module.training for module in self.task.model.modules()):
             self.task.model.train()  # which is slow

@@ -48,6 +48,7 @@ from attent.pipeline.keyed import all_global_generators, fold
 from attent.pipeline.optimizer import Scales
 from attent.pipeline.skipped import SkippedList
 from attent.tasks.config import ConfigError
+from attent.tasks.launch import accelerator, device_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,14 @@ class Run:
 
 
 def device_of(name: str) -> torch.device:
-    """A device by name; ``auto`` is a GPU where there is one.
+    """A device by name; ``auto`` is a GPU where there is one, and of several processes each's own.
 
     Raises:
         ConfigError: a GPU is asked for where there is none.
     """
+    given = device_here(name)
+    if given is not None:
+        return given
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -121,13 +125,14 @@ def assemble(
         ValueError: what the options ask for cannot be; the message says why.
     """
     loading = loading_of(config, pin_memory=device_of(config.device).type == "cuda")
+    made = accelerator()
     stage = train(
         task,
         source,
         optimizer=optimizer or optimizer_of(config),
         step=Step(
             batch_size=config.batch_size,
-            accumulate=config.accumulate,
+            accumulate=max(config.accumulate, getattr(made, "gradient_accumulation_steps", 1)),
             clip=config.clip,
             bfloat16=config.bf16,
             compile=config.compile,
@@ -136,6 +141,7 @@ def assemble(
         observe=config.observed or False,
         ema=config.ema,
         loading=loading,
+        wrap=None if made is None else partial(made.prepare_model, device_placement=False),
     )
     measure = evaluate(
         task,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,10 +12,12 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from attent.pipeline import AgreedError
 from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
 from attent.pipeline.stream import num_batches
 from attent.tasks.config import ConfigError, without_effect
+from attent.tasks.launch import is_main
 from attent.tasks.parsers import parser
 from attent.tasks.words import (
     config_files,
@@ -55,8 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if parsed.command in _OTHERS:
             return _OTHERS[parsed.command](given)
         return _train(given, parsed.command)
+    except AgreedError as error:
+        if is_main():  # it speaks for all
+            say("error: " + explain(str(error), argv))
+        return EXIT_WRONG_INPUT
     except ValueError as error:
-        say("error: " + explain(str(error), argv))
+        which = "" if is_main() else f"process {os.environ['RANK']}: "
+        say(f"error: {which}{explain(str(error), argv)}")
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         say("stopped at once; what was saved last is whole: attent resume RUN goes on from there")
@@ -144,7 +152,7 @@ def _train(parsed: Namespace, command: str) -> int:
     from attent.tasks.run import start
 
     config = _config_of(parsed, command)
-    for warning in without_effect(config):
+    for warning in without_effect(config) if is_main() else ():
         say(f"warning: {warning}")
     return _finish(*start(command, config, say))
 
@@ -160,6 +168,8 @@ def _finish(state: object, folder: object) -> int:
     from attent.tasks.commands import COMMANDS
     from attent.tasks.report.page import write_report
 
+    if not is_main():
+        return 0 if finished(state) else EXIT_INTERRUPTED  # type: ignore[arg-type]
     if not finished(state):  # type: ignore[arg-type]
         say(f"stopped and saved; go on with: attent resume {folder.path}")  # type: ignore[attr-defined]
         return EXIT_INTERRUPTED

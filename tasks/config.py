@@ -172,6 +172,8 @@ class RunConfig:
         save_every: epochs' worth of examples between checkpoints.
         keep: checkpoints kept, beside the best one.
         progress: show the live bar (on a terminal) or a line per evaluation (elsewhere).
+        report_to: trackers that are told what the log is: tensorboard, wandb and others that
+            accelerate knows.
     """
 
     output_dir: str | None = None
@@ -187,6 +189,21 @@ class RunConfig:
     save_every: float = 1.0
     keep: int = 3
     progress: bool = True
+    report_to: list[str] = dataclasses.field(default_factory=list)
+
+
+TRACKERS = {
+    "aim": "aim",
+    "clearml": "clearml",
+    "comet_ml": "comet-ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+"""Trackers that accelerate knows -> the package that each needs."""
 
 
 # Options that say how a run is carried out, not what comes out: free to change on resume. To pass
@@ -205,6 +222,7 @@ RUNTIME = frozenset(
         "save_every",
         "keep",
         "progress",
+        "report_to",
     }
 )
 
@@ -241,6 +259,8 @@ def check_shared(config: Any) -> None:
     need(config, "betas", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v), two)
     need(config, "warmup_epochs", lambda v: v is None or v >= 0, "at least 0, or null")
     need(config, "clip", lambda v: v is None or v > 0, "above 0, or null")
+    known = f"among {', '.join(sorted(TRACKERS))}"
+    need(config, "report_to", lambda v: set(v) <= TRACKERS.keys(), known)
     need(config, "threads", lambda v: v is None or v >= 1, "at least 1, or null")
     _check_together(config)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):

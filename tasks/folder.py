@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from attent.pipeline import processes
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError, from_dict
 
@@ -137,12 +138,21 @@ def make_folder(path: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def only_one(folder: RunFolder) -> Iterator[None]:
-    """Refuse to run a folder that another process is running."""
-    with (folder.path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder.path} is being run by another process") from None
+    """Refuse to run a folder that somebody else is running; of several processes the main one asks.
+
+    Raises:
+        ConfigError: somebody does.
+    """
+    with contextlib.ExitStack() as held:
+
+        def lock() -> None:
+            file = held.enter_context((folder.path / ".lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{folder.path} is being run by another process") from None
+
+        processes().on_main(lock)
         yield
 
 

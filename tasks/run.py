@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from attent.pipeline.checkpoint import CheckpointError, load_state, write_atomic
 from attent.pipeline.fit import finished
 from attent.pipeline.keys import has
 from attent.pipeline.observers import read_log
+from attent.pipeline.processes import processes
 from attent.tasks.build import Run
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import RUNTIME, ConfigError, as_dict
@@ -40,8 +42,11 @@ from attent.tasks.folder import (
     refuse_taken,
     upgraded,
 )
+from attent.tasks.launch import session
 from attent.tasks.pretraining.task import MaskedPretraining
 from attent.tasks.progress import ProgressBar
+from attent.tasks.trackers import Trackers, check_trackers
+from attent.tasks.unreadable import UnreadableExamples
 
 Say = Callable[[str], None]
 
@@ -52,26 +57,46 @@ NAMED_DATA = frozenset({"digits", "scenes", "photos", "harvest"})
 def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     """Start a run in a new folder.
 
+    Where a launcher has started several processes, all of them call it (see `attent.tasks.launch`);
+    the main one alone writes and speaks.
+
     Raises:
         ConfigError: the folder holds a run already.
         ValueError: what the options ask for cannot be.
     """
     _set_threads(config)
+    check_trackers(config.report_to)
     config = _from_anywhere(config)
-    run = COMMANDS[command].build(config)
-    for warning in run.plan.warnings():
-        say(f"warning: {warning}")
-    for note in run.notes:
-        say(note)
+    with session(config):
+        world = processes()
+        say = say if world.main else _silent
+        run = world.main_first(lambda: COMMANDS[command].build(config))
+        for warning in run.plan.warnings():
+            say(f"warning: {warning}")
+        for note in run.notes:
+            say(note)
+        folder = world.on_main(lambda: _made_folder(command, config))
+        with only_one(folder):
+            device = str(next(run.task.model.parameters()).device)
+            world.on_main(lambda: _begin_folder(command, config, folder, device))
+            config, run = _prepared(command, config, run, folder, say)
+            return _go_on(command, config, run, run.state, folder, say), folder
+
+
+def _silent(message: str) -> None:
+    """What the other processes say: the main one says it for all."""
+
+
+def _made_folder(command: str, config: Any) -> RunFolder:
     folder = RunFolder(new_folder(command, config))
     make_folder(folder.path, "output_dir")
-    with only_one(folder):
-        refuse_taken(folder)
-        _write_config(command, config, folder)
-        device = str(next(run.task.model.parameters()).device)
-        write_environment(folder.environment, device)
-        config, run = _prepared(command, config, run, folder, say)
-        return _go_on(command, config, run, run.state, folder, say), folder
+    return folder
+
+
+def _begin_folder(command: str, config: Any, folder: RunFolder, device: str) -> None:
+    refuse_taken(folder)
+    _write_config(command, config, folder)
+    write_environment(folder.environment, device)
 
 
 def _prepared(command: str, config: Any, run: Run, folder: RunFolder, say: Say) -> tuple[Any, Run]:
@@ -79,7 +104,7 @@ def _prepared(command: str, config: Any, run: Run, folder: RunFolder, say: Say) 
     config = dataclasses.replace(config, output_dir=str(folder.path))
     prepare = COMMANDS[command].prepare
     if prepare is not None and prepare(config, run, say):
-        run = COMMANDS[command].build(config)
+        run = processes().main_first(lambda: COMMANDS[command].build(config))
     return config, run
 
 
@@ -120,28 +145,56 @@ def resume(
     command, config = folder.load_config()
     _set_threads(config)
     store = CheckpointFolder(folder.checkpoints, keep=config.keep)
-    with only_one(folder):
-        if not store.steps() and not read_log(folder.log):
+    with session(config), only_one(folder):
+        world = processes()
+        say = say if world.main else _silent
+        if world.on_main(lambda: not store.steps() and not read_log(folder.log)):
             # Killed before its first checkpoint: there is nothing to lose by starting anew.
-            run = COMMANDS[command].build(config)
+            run = world.main_first(lambda: COMMANDS[command].build(config))
             say(f"starting {folder.path}: it was stopped before anything was saved")
             config, run = _prepared(command, config, run, folder, say)
             return _go_on(command, config, run, run.state, folder, say), folder
-        saved, about, origin = store.load_last(allow_previous=allow_previous)
-        _same_run(command, config, about, folder)
+
+        saved: list[_Saved] = []  # in the main process alone: others may not see the file
+
+        def load() -> None:
+            saved.append(_Saved(*store.load_last(allow_previous=allow_previous)))
+            _same_run(command, config, saved[0].about, folder)
+
+        world.on_main(load)  # before anything is built of other options
         warn_of_changes(folder.environment, say)
-        run = COMMANDS[command].build(config, initial=False)
-        if about["task"] != run.task.name:
-            raise CheckpointError(
-                f"{origin} is of the task {about['task']!r}, the run of {run.task.name!r}"
-            )
-        state = restore(run.state, saved, origin)
-        for later in (step for step in store.steps() if step > about["step"]):
-            # Damaged, and passed over on request: it would be taken for the latest again.
-            damaged = store.path_of(later)
-            damaged.rename(damaged.with_suffix(".damaged"))
-        say(f"resuming {folder.path} at step {about['step']}")
+        run = world.main_first(lambda: COMMANDS[command].build(config, initial=False))
+        step = world.on_main(lambda: saved[0].fitted(run))
+        state = saved[0].state if saved else run.state
+        world.broadcast_state(state)
+        world.on_main(lambda: _set_aside(store, step))
+        say(f"resuming {folder.path} at step {step}")
         return _go_on(command, config, run, state, folder, say), folder
+
+
+@dataclass
+class _Saved:
+    """A checkpoint as it was loaded; its state fitted to a run."""
+
+    state: TensorDict
+    about: dict[str, Any]
+    origin: Path
+
+    def fitted(self, run: Run) -> int:
+        """Make the state one of the run; returns its step."""
+        if self.about["task"] != run.task.name:
+            raise CheckpointError(
+                f"{self.origin} is of the task {self.about['task']!r}, the run of {run.task.name!r}"
+            )
+        self.state = restore(run.state, self.state, self.origin)
+        return int(self.about["step"])
+
+
+def _set_aside(store: CheckpointFolder, step: int) -> None:
+    """Damaged checkpoints, passed over on request: they would be taken for the latest again."""
+    for later in (other for other in store.steps() if other > step):
+        damaged = store.path_of(later)
+        damaged.rename(damaged.with_suffix(".damaged"))
 
 
 def load_trained(
@@ -191,8 +244,11 @@ def _go_on(
     command: str, config: Any, run: Run, state: TensorDict, folder: RunFolder, say: Say
 ) -> TensorDict:
     best = COMMANDS[command].measures[0]
+    splits = {"train": run.source, "val": run.held_out}
+    unreadable = UnreadableExamples(folder.path / "skipped.jsonl", run.skipped, splits)
     observers: list[Observer] = [
         JsonLog(folder.log),
+        unreadable,
         Selections(folder.selections, signal=run.signal),
         Checkpoints(
             CheckpointFolder(folder.checkpoints, keep=config.keep),
@@ -204,12 +260,21 @@ def _go_on(
     ]
     if config.progress:
         observers.insert(0, ProgressBar(run.plan, best))
+    if config.report_to:
+        observers.append(Trackers(config.report_to, folder.path, _result_options(config)))
     state = fit(run.tick, state, observers=observers, donate=True)
-    save_as = COMMANDS[command].save
-    if finished(state) and save_as is not None:
-        save_as(dataclasses.replace(run, state=measured(state)), folder.path)
-    elif finished(state):
-        _write_weights(run.task, measured(state), folder.weights)
+
+    def save() -> None:
+        save_as = COMMANDS[command].save
+        if save_as is not None:
+            save_as(dataclasses.replace(run, state=measured(state)), folder.path)
+        else:
+            _write_weights(run.task, measured(state), folder.weights)
+
+    if finished(state):
+        processes().on_main(save)
+    if unreadable.summary is not None:
+        say(unreadable.summary)
     return state
 
 

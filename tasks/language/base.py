@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from attent.pipeline import processes
 from attent.pipeline.fit import finished
 from attent.tasks.build import Run
 from attent.tasks.data.instructions import Instructions
@@ -31,20 +32,23 @@ def prepare(config: InstructConfig, run: Run, say: Callable[[str], None]) -> boo
     assert config.output_dir is not None
     assert isinstance(run.source, Instructions)
     assert isinstance(run.held_out, Instructions)
-    list_dropped(Path(config.output_dir), [*run.source.dropped, *run.held_out.dropped])
-    if config.is_fresh and config.adapter == "full" and own_tokenizer(config) is None:
-        write_model(Path(config.output_dir) / "tokenizer", run.source.tokenizer)
-    if not has_base(config) or base_of(config) is not None:
+    world, made = processes(), Path(config.output_dir)
+    dropped, tokenizer = [*run.source.dropped, *run.held_out.dropped], run.source.tokenizer
+    world.on_main(lambda: list_dropped(made, dropped))
+    own = config.is_fresh and config.adapter == "full"
+    if world.on_main(lambda: own and own_tokenizer(config) is None):
+        world.on_main(lambda: write_model(made / "tokenizer", tokenizer))
+    if world.on_main(lambda: not has_base(config) or base_of(config) is not None):
         return False
     from attent.tasks.folder import RunFolder
     from attent.tasks.run import resume, start
 
-    folder = RunFolder(Path(config.output_dir) / "base")
+    folder = RunFolder(made / "base")
     plain = dataclasses.replace(config, adapter="full", pretrain_epochs=0)
     if config.pretrain_epochs == 0:
-        save(build_instruct(plain), folder.path)
+        world.on_main(lambda: save(build_instruct(plain), folder.path))
         return True
-    if folder.config.is_file():
+    if world.on_main(folder.config.is_file):
         state, _ = resume(folder.path, say)
     else:
         say(f"pre-training {config.model_name_or_path} in {folder.path}")

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tensordict import TensorDict
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attent.pipeline import (
     AgreedError,
@@ -261,6 +262,23 @@ def dropout() -> TensorDict:
     task, data = TinyTask(dropout=0.5), tiny_source(20)
     stage = train(task, data, optimizer=adamw(0.02), step=Step(batch_size=8), steps=2)
     return fit(full(data, train=stage, epochs=2), initial_state(task, data, seed=3))
+
+
+class Elsewhere(DistributedDataParallel):
+    """A wrapper that puts the weights into memory of its own, as accelerate's may."""
+
+    def __init__(self, model: nn.Module) -> None:
+        for p in model.parameters():
+            p.data = p.data.clone()
+        super().__init__(model)
+
+
+def a_wrapper_of_ones_own() -> TensorDict:
+    task, data = deep_task(torch.float64), examples(21, torch.float64)
+    stage = train(
+        task, data, optimizer=adamw(0.02), step=Step(batch_size=4), steps=4, wrap=Elsewhere
+    )
+    return fit(full(data, train=stage, epochs=2), initial_state(task, data, seed=2))
 
 
 class Tally:

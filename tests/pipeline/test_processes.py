@@ -20,6 +20,7 @@ ALL = (
     "a_loss_is_not_finite",
     "a_score_is_not_finite",
     "statistics_of_a_batch",
+    "a_wrapper_of_ones_own",
     "dropout",
     "metrics_of_ones_own",
     "interrupted",
@@ -78,6 +79,12 @@ def test_weights_agree_after_a_hundred_steps(alone, several):
         one, many = alone[name]["state"], several[0][name]["state"]
         assert int(one["clock", "step"]) == int(many["clock", "step"]) > 100
         assert far_apart(one, many) < bound
+
+
+def test_a_wrapper_may_put_the_weights_elsewhere(alone, several):
+    one, many = (found["a_wrapper_of_ones_own"] for found in (alone, several[0]))
+    assert far_apart(one, many) < 1e-12
+    assert int(many["clock", "step"]) == 10  # two passes in batches of 4, 4, 4, 4, 5
 
 
 @pytest.mark.parametrize("name", EXACT)
