@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensordict import TensorDict
 
-from attent.pipeline.source import Source
+from attent.pipeline.source import Source, fetch_one_by_one
 from attent.tasks.commands import Measure
 from attent.tasks.report.history import History, Selection
 
@@ -191,7 +191,8 @@ def extremes(run: History, source: Source, thumbnails: Thumbnails, show: int = 2
         parts: Any = figure.subfigures(2, 1)
         for part, (name, chosen) in zip(parts, rows, strict=True):
             part.suptitle(f"{name} selected", fontweight="bold", fontsize=10)
-            small = thumbnails(source.fetch(torch.from_numpy(index[chosen])))
+            chosen = _readable(source, index, chosen)
+            small = thumbnails(source.fetch(torch.from_numpy(index[chosen]))) if len(chosen) else []
             axes = part.subplots(lines, per_row, squeeze=False)
             for ax in axes.flat:
                 ax.set_axis_off()
@@ -199,6 +200,12 @@ def extremes(run: History, source: Source, thumbnails: Thumbnails, show: int = 2
                 ax.imshow(*_picture(image))
                 ax.set_title(f"{words} · {times[i]:.0f}x", fontsize=7, fontweight="normal")
         return figure
+
+
+def _readable(source: Source, index: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The chosen places whose examples can be read; a run may have passed over others."""
+    torn = [i for i, _ in fetch_one_by_one(source, torch.from_numpy(index[chosen]), None)]
+    return chosen[~np.isin(index[chosen], torn)]
 
 
 def most_and_least(

@@ -96,7 +96,12 @@ def test_a_torn_picture_stops_a_run_which_then_passes_over_it(
     assert number(last_state(run), "clock", "seen") < 16  # it is met in the first pass
 
     mended(run, skip_unreadable=True)
-    assert attent("resume", run)[0] == 0
+    status, _, err = attent("resume", run)
+    assert status == 0, err
+    said = "2 examples could not be read and were passed over; they are listed in "
+    assert said + str(run / "skipped.jsonl") in err
+    listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert sorted((line["split"], line["index"]) for line in listed) == [("train", 13), ("val", 2)]
     # As if it had been asked for from the beginning, by whatever workers.
     whole = tmp_path / "whole"
     assert attent(*words(pictures, whole, skip_unreadable=True))[0] == 0
