@@ -171,6 +171,9 @@ RUNS = {
     "datapipe": lambda: in_parts(Pipe()),
     "generator": lambda: in_parts(begin(0)),
     "begun anew": lambda: online(Again(17), restart=True, ratio=0.6, examples=60, steps=1),
+    "a callable begun anew": lambda: online(
+        lambda start: begin(start, 17), restart=True, ratio=0.6, examples=60, steps=1
+    ),
     "with workers": lambda: online(begin, loading=Loading(workers=2), ratio=0.6),
     "threshold of a callable": lambda: threshold(begin),
     "threshold of an iterable": lambda: threshold(Again()),
