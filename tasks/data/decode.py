@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
@@ -57,8 +57,10 @@ def rgb(path: File, *, upright: bool = False) -> Tensor:
     if upright:
         # A note that cannot be read turns nothing, in viewers too.
         with contextlib.suppress(Exception):
-            image = ImageOps.exif_transpose(image)
-    return V.pil_to_tensor(image.convert("RGB"))
+            # Asked first, and not converted to what it is: each would be a copy of all pixels.
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+    return V.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def sixteen_bit(path: File) -> Tensor:
