@@ -1,8 +1,9 @@
 """Workers: threads or processes that fetch batches ahead of who reads them.
 
-torch's DataLoader was tried for the processes: where one dies it raises from a signal handler, on
-whatever line the training is, so that no state is good any more; `ProcessPoolExecutor` does not
-tell which of its processes died or hangs, nor end it; torchdata's `ParallelMapper` waits for ever.
+Why not others': torch's `DataLoader` raises from the handler of a signal where a worker dies, on
+whatever line the training is then, so that no state is good any more; `ProcessPoolExecutor` does
+not tell which of its processes died or hangs, nor end it; torchdata's `ParallelMapper` waits for
+ever.
 """
 
 from __future__ import annotations

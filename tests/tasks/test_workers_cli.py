@@ -125,12 +125,12 @@ def test_a_file_that_is_never_done_reading_stops_a_run_with_its_state_saved(
     os.mkfifo(path)
     options = {"method": "full", "skip_unreadable": True, "workers": 2}
     status, _, err = attent(
-        *words(pictures, run, worker_processes=processes, worker_timeout=1.0, **options)
+        *words(pictures, run, worker_processes=processes, worker_timeout=3.0, **options)
     )
     assert status != 0
     who = "worker process" if processes else "worker thread"
     assert who in err
-    assert f"has been reading example 13 ({path}) for 1 s, the timeout of workers" in err
+    assert f"has been reading example 13 ({path}) for 3 s, the timeout of workers" in err
     seen = number(last_state(run), "clock", "seen")
 
     path.unlink()  # a thread waits for it until this program ends
