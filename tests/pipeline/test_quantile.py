@@ -152,6 +152,13 @@ def test_everything_kept_is_trained_on_once_and_the_ledger_counts_the_candidates
     assert again.read <= looked_at + 16
     assert saving(state) == pytest.approx(1 - (scored + 3 * 320) / (3 * looked_at))
     assert saving(state) > 0.25
+    # In the middle of a window, against what stands for the part of it that was trained on.
+    graph, task, held = threshold(begin, size=8, examples=8, steps=1)
+    fit(graph, initial_state(task, held), observers=[seen])
+    half = seen.states[-2]
+    assert (int(half["clock", "seen"]), int(half["ledger", "backwarded"])) == (4, 4)
+    cost = int(half["ledger", "forwarded"]) + 2 * 4
+    assert saving(half) == pytest.approx(1 - cost / (3 * int(half["window", "next"]) / 2))
 
 
 def test_scores_are_those_of_the_present_weights_in_a_view_fixed_by_the_position():
