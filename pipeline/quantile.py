@@ -107,7 +107,8 @@ def above_quantile(
 
     Candidates are scored a batch at a time and decided one by one. Those after the one that fills
     the window are given back: the next round scores them again, by newer weights. As few are read
-    ahead as fill the window on average; ``ledger/forwarded`` counts what was forwarded.
+    ahead as fill the window on average. With r = 0.3 that makes 1.15 forwards a candidate for a
+    window of 16, 1.03 for one of 128; ``ledger/forwarded`` counts what was forwarded.
 
     Args:
         task: what is learned.
