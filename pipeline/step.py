@@ -7,7 +7,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from tensordict import TensorDict
@@ -136,6 +135,11 @@ class Compute:
         """Wrap and compile the model, once."""
         self.model  # noqa: B018 - made when it is first asked for
 
+    @property
+    def together(self) -> bool:
+        """Whether no process can call the model unless all do."""
+        return not processes().alone and is_sharded(self.task.model)
+
     @functools.cached_property
     def averages(self) -> bool:
         """Whether gradients are averaged over processes here, and not on their way by a wrapper.
@@ -175,46 +179,47 @@ class Compute:
     def _gradients(
         self, draw: Draw, params: dict[str, nn.Parameter], world: Processes, kept: _Buffers
     ) -> Seen:
-        size, model = len(draw.weight), self.model
-        counts = world.takes_part(size)
-        own = world.part(draw.weight) * counts
+        size, counts = len(draw.weight), world.takes_part(len(draw.weight))
         # Wrapped models average over processes what is to be added up.
-        total = draw.weight.sum() / world.count
-        losses, norms, summed, index = [], [], 0.0, None
-        bad: ValueError | None = None
-        backward: Callable[[], None] | None = None
-        try:
-            batch = self._ready(draw, world)
-            index = batch["index"]
-            for part, weight in self._parts(batch, own, max(1, size // world.count)):
-                if backward is not None:
-                    with _unshared(model):
-                        backward()
-                with self._watch(params, part) as watch, self._precision():
-                    output = self.task.forward(model, part)
-                    loss = self.task.losses(output, part)
-                # One wait for the device: the sum says whether there is anything to look for.
-                part_sum = float(loss.detach().sum(dtype=torch.float32))
-                if not math.isfinite(part_sum):
-                    check_finite(loss.detach(), part["index"], self.source, "training loss")
-                    part_sum = float(loss.detach().cpu().double().sum())  # finite ones, but huge
-                summed += part_sum
-                losses.append(loss.detach())
-                backward = partial(
-                    _backward, (weight * loss).sum() / total, watch, weight / total, norms
-                )
-        except ValueError as error:
-            bad = error
-        summed, moved = world.agree(bad, summed * counts, not world.alone and kept.moved())
+        done = _Forwarded(draw.weight.sum() / world.count)
+        weight = world.part(draw.weight) * counts
+        bad = _error_of(lambda: done.read(self._ready(draw, world)))
+        if self.together:  # none may wait in a forward for one that has nothing to forward
+            world.agree(bad)
+        if bad is None:
+            bad = _error_of(
+                lambda: self._forward(done, weight, params, max(1, size // world.count))
+            )
+        summed, moved = world.agree(bad, done.summed * counts, not world.alone and kept.moved())
         if moved:
             # Statistics of a batch are of each process's part of it: those of the main one hold.
             world.broadcast(kept.buffers)
-        assert backward is not None
-        assert index is not None
-        backward()
+        done.backward()
         if self.averages:
             world.average_gradients(list(params.values()))
-        return Seen(index, _joined(losses), _joined(norms) if norms else None, summed / size)
+        return done.seen(summed / size)
+
+    def _forward(
+        self,
+        done: _Forwarded,
+        weight: Tensor,
+        params: dict[str, nn.Parameter],
+        at_most: int,
+    ) -> None:
+        """Forward the batch in parts; the backward of the last of them is left to be made."""
+        for part, part_weight in self._parts(done.batch, weight, at_most):
+            with _unshared(self.model):
+                done.backward()
+            with self._watch(params, part) as watch, self._precision():
+                output = self.task.forward(self.model, part)
+                loss = self.task.losses(output, part)
+            done.forwarded(loss, part_weight, watch)
+            # One wait for the device: the sum says whether there is anything to look for.
+            part_sum = float(loss.detach().sum(dtype=torch.float32))
+            if not math.isfinite(part_sum):
+                check_finite(loss.detach(), part["index"], self.source, "training loss")
+                part_sum = float(loss.detach().cpu().double().sum())  # finite ones, but huge
+            done.summed += part_sum
 
     def _ready(self, draw: Draw, world: Processes) -> TensorDict:
         """The examples of this process as the model is to see them."""
@@ -267,10 +272,49 @@ class _Buffers:
             buffer.copy_(before)
 
 
-def _backward(loss: Tensor, watch: Watch | None, shares: Tensor, norms: list[Tensor]) -> None:
-    loss.backward()
-    if watch is not None:
-        norms.append(watch.norms(shares))
+class _Forwarded:
+    """What a step has forwarded so far, and the backward that is still to be made of it.
+
+    Args:
+        total: what the sum of weighted losses is divided by.
+    """
+
+    def __init__(self, total: Tensor) -> None:
+        self.total = total
+        self.batch: TensorDict = TensorDict({})
+        self.summed = 0.0
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._left: tuple[Tensor, Watch | None, Tensor] | None = None
+
+    def read(self, batch: TensorDict) -> None:
+        self.batch = batch
+
+    def forwarded(self, loss: Tensor, weight: Tensor, watch: Watch | None) -> None:
+        """Take in the losses and the weights of some examples, ``[b]``."""
+        self._losses.append(loss.detach())
+        self._left = (weight * loss).sum() / self.total, watch, weight
+
+    def backward(self) -> None:
+        """Make the backward that is left."""
+        if self._left is not None:
+            (loss, watch, weight), self._left = self._left, None
+            loss.backward()
+            if watch is not None:
+                self._norms.append(watch.norms(weight / self.total))
+
+    def seen(self, mean: float) -> Seen:
+        norms = _joined(self._norms) if self._norms else None
+        return Seen(self.batch["index"], _joined(self._losses), norms, mean)
+
+
+def _error_of(act: Callable[[], None]) -> ValueError | None:
+    """The bad input that something meets."""
+    try:
+        act()
+    except ValueError as error:
+        return error
+    return None
 
 
 def _unshared(model: nn.Module) -> contextlib.AbstractContextManager:

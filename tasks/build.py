@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from attent.models.layers import layer_scales
+from attent.models.sharding import shard_frozen
 from attent.pipeline import (
     Loading,
     Optimizer,
@@ -46,9 +47,10 @@ from attent.pipeline import (
 )
 from attent.pipeline.keyed import all_global_generators, fold
 from attent.pipeline.optimizer import Scales
+from attent.pipeline.processes import processes
 from attent.pipeline.skipped import SkippedList
 from attent.tasks.config import ConfigError
-from attent.tasks.launch import accelerator, device_here
+from attent.tasks.launch import accelerator, device_here, shares_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,10 @@ def assemble(
     """
     loading = loading_of(config, pin_memory=device_of(config.device).type == "cuda")
     made = accelerator()
+    notes: tuple[str, ...] = ()
+    if shares_out(config):
+        blocks = shard_frozen(task.model)
+        notes = (f"{blocks} blocks are shared out over {processes().count} processes (FSDP)",)
     stage = train(
         task,
         source,
@@ -166,6 +172,7 @@ def assemble(
         plan=plan_of(tick),
         state=initialize(tick, state),
         signal=signal_of_options(config).name if config.asks_scores else None,
+        notes=notes,
         skipped=loading.skipped,
     )
 

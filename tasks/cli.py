@@ -17,7 +17,7 @@ from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
 from attent.pipeline.stream import num_batches
 from attent.tasks.config import ConfigError, without_effect
-from attent.tasks.launch import is_main
+from attent.tasks.launch import LostProcessError, is_main
 from attent.tasks.parsers import parser
 from attent.tasks.words import (
     config_files,
@@ -30,6 +30,7 @@ from attent.tasks.words import (
 _console = Console(stderr=True)
 
 EXIT_WRONG_INPUT = 2
+EXIT_LOST = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -41,7 +42,8 @@ def say(message: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
-    0: done. 2: wrong input, explained in a line or two. 130: interrupted, saved.
+    0: done. 2: wrong input, explained in a line or two. 3: another process of
+    the run is gone. 130: interrupted, saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
@@ -62,13 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_main():  # it speaks for all
             say("error: " + explain(str(error), argv))
         return EXIT_WRONG_INPUT
+    except LostProcessError as error:
+        say(f"error: {_which()}{error}")
+        return EXIT_LOST
     except ValueError as error:
-        which = "" if is_main() else f"process {os.environ['RANK']}: "
-        say(f"error: {which}{explain(str(error), argv)}")
+        say(f"error: {_which()}{explain(str(error), argv)}")
         return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         say("stopped at once; what was saved last is whole: attent resume RUN goes on from there")
         return EXIT_INTERRUPTED
+
+
+def _which() -> str:
+    """Which process speaks, where it is not the main one."""
+    return "" if is_main() else f"process {os.environ['RANK']}: "
 
 
 def _options(top: ArgumentParser, argv: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,42 @@ from attent.tasks.config import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_LOST = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|Timed out waiting|remote process exited|unhandled",
+    re.IGNORECASE,
+)
+"""What gloo and NCCL say where another process does not answer any more."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has died, or does not answer."""
+
+
+@contextlib.contextmanager
+def noticing_the_lost(run: str) -> Iterator[None]:
+    """Say what has happened where another process does not answer any more.
+
+    Args:
+        run: the folder of the run.
+
+    Raises:
+        LostProcessError: instead of what gloo or NCCL raise.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        made = accelerator()
+        if made is None or made.num_processes == 1 or not _LOST.search(str(error)):
+            raise
+        why = str(error).strip().splitlines()[0]
+        raise LostProcessError(
+            f"another process of this run is gone; attent resume {run} goes on from what was saved "
+            f"last ({why})"
+        ) from error
+
+
 _active: list[Accelerator] = []
+_whole: list[bool] = []
 
 
 def launched() -> bool:
@@ -96,6 +132,39 @@ def _forget() -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def shares_out(config: Any) -> bool:
+    """Whether the launcher asks for FSDP: frozen weights are to be shared out.
+
+    Args:
+        config: the options.
+
+    Raises:
+        ConfigError: there are none, or they cannot be.
+    """
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if accelerator() is None or not asked or _whole:
+        return False
+    adapter = getattr(config, "adapter", None)
+    if adapter is None or adapter == "full":
+        raise ConfigError(
+            "FSDP shares out the frozen weights of language models with adapters; here everything "
+            "is trained: start the processes without it (they average gradients then)"
+        )
+    if getattr(config, "bits", 32) < 16:
+        raise ConfigError(f"FSDP cannot share out weights of {config.bits} bits; use bits 16 or 32")
+    return True
+
+
+@contextlib.contextmanager
+def whole_models() -> Iterator[None]:
+    """What is built in this block is not shared out: the model below adapters, made anew."""
+    _whole.append(True)
+    try:
+        yield
+    finally:
+        _whole.pop()
 
 
 def device_here(name: str) -> torch.device | None:

@@ -42,7 +42,7 @@ from attent.tasks.folder import (
     refuse_taken,
     upgraded,
 )
-from attent.tasks.launch import session
+from attent.tasks.launch import noticing_the_lost, session
 from attent.tasks.pretraining.task import MaskedPretraining
 from attent.tasks.progress import ProgressBar
 from attent.tasks.trackers import Trackers, check_trackers
@@ -262,7 +262,8 @@ def _go_on(
         observers.insert(0, ProgressBar(run.plan, best))
     if config.report_to:
         observers.append(Trackers(config.report_to, folder.path, _result_options(config)))
-    state = fit(run.tick, state, observers=observers, donate=True)
+    with noticing_the_lost(str(folder.path)):
+        state = fit(run.tick, state, observers=observers, donate=True)
 
     def save() -> None:
         save_as = COMMANDS[command].save

@@ -12,6 +12,7 @@ from attent.tasks.build import Run
 from attent.tasks.data.instructions import Instructions
 from attent.tasks.language.build import base_of, build_instruct, has_base, own_tokenizer
 from attent.tasks.language.config import InstructConfig
+from attent.tasks.launch import whole_models
 from attent.tasks.text.folder import list_dropped, save, write_model
 
 
@@ -40,22 +41,28 @@ def prepare(config: InstructConfig, run: Run, say: Callable[[str], None]) -> boo
         world.on_main(lambda: write_model(made / "tokenizer", tokenizer))
     if world.on_main(lambda: not has_base(config) or base_of(config) is not None):
         return False
+    plain = dataclasses.replace(config, adapter="full", pretrain_epochs=0)
+    with whole_models():
+        if config.pretrain_epochs == 0:
+            world.on_main(lambda: save(build_instruct(plain), made / "base"))
+        else:
+            _pretrain(_pretraining(plain, config, made / "base"), say)
+    return True
+
+
+def _pretrain(config: InstructConfig, say: Callable[[str], None]) -> None:
+    """Train the model in its folder, or go on with it there."""
     from attent.tasks.folder import RunFolder
     from attent.tasks.run import resume, start
 
-    folder = RunFolder(made / "base")
-    plain = dataclasses.replace(config, adapter="full", pretrain_epochs=0)
-    if config.pretrain_epochs == 0:
-        world.on_main(lambda: save(build_instruct(plain), folder.path))
-        return True
-    if world.on_main(folder.config.is_file):
+    folder = RunFolder(Path(str(config.output_dir)))
+    if processes().on_main(folder.config.is_file):
         state, _ = resume(folder.path, say)
     else:
         say(f"pre-training {config.model_name_or_path} in {folder.path}")
-        state, _ = start("instruct", _pretraining(plain, config, folder.path), say)
+        state, _ = start("instruct", config, say)
     if not finished(state):
         raise KeyboardInterrupt
-    return True
 
 
 def _pretraining(plain: InstructConfig, config: InstructConfig, folder: Path) -> InstructConfig:

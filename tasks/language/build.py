@@ -80,7 +80,7 @@ def build_instruct(config: InstructConfig, *, initial: bool = True) -> Run:
         frozen=config.adapter == "full",
         optimizer=_allocating(config, causal) if config.adapter == "adalora" else None,
     )
-    return dataclasses.replace(run, notes=notes_of(source, held_out))
+    return dataclasses.replace(run, notes=run.notes + notes_of(source, held_out))
 
 
 def _allocating(config: InstructConfig, causal: Any) -> Optimizer:

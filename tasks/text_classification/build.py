@@ -49,7 +49,7 @@ def build_classify_text(config: TextClassifyConfig, *, initial: bool = True) -> 
     model = adapted(config, model, head=head_of(model, fresh)).to(device)
     task = TextClassification(model, len(source.classes), label_smoothing=config.label_smoothing)
     run = assemble(config, task, source, held_out, frozen=False)
-    notes = notes_of(source, held_out)
+    notes = run.notes + notes_of(source, held_out)
     modules = dict.fromkeys(name.rpartition(".")[0] for name in fresh)
     if modules:
         notes += (f"{path} has no weights of {', '.join(modules)}: they are fresh, and trained",)
