@@ -21,7 +21,7 @@ from attent.pipeline.fetch import Fetch, Fetched
 from attent.pipeline.order import Order
 from attent.pipeline.skipped import SkippedList
 from attent.pipeline.source import Source
-from attent.pipeline.workers import FetchAhead
+from attent.pipeline.workers import FetchAhead, KeptWorkers
 
 # The nodes' own snapshots are not used: a stream resumes by (seed, pass, offset).
 _NO_SNAPSHOTS = 2**30
@@ -46,6 +46,8 @@ class Loading:
         processes: workers are processes, not threads: for sources that keep Python busy, which
             threads would take turns at. Each works on a copy of the source, made when a stream is
             opened.
+        kept: where processes wait between streams, for sources that do not change; None: they are
+            started for each stream and end with it.
         timeout: seconds that training waits for one batch, until its worker counts as hung; None
             for ever. In the training thread (no workers) nobody counts.
         skipped: where examples that cannot be read are entered as they are passed over; None: one
@@ -56,6 +58,7 @@ class Loading:
 
     workers: int = 0
     processes: bool = False
+    kept: KeptWorkers | None = None
     timeout: float | None = 600.0
     skipped: SkippedList | None = None
     prefetch: int = 0
@@ -174,6 +177,7 @@ class Stream:
                 workers=loading.workers,
                 processes=loading.processes,
                 timeout=loading.timeout,
+                kept=loading.kept,
             )
             self._end = weakref.finalize(self, ahead.close)
         else:

@@ -1,34 +1,30 @@
 """A process that fetches batches: what runs in it, and what stands for it in the training process.
 
-It is asked by a pipe and answers by the same one. Large tensors come back in shared memory, by
-torch's own reductions; a tensor takes a file descriptor there and half a millisecond, so that small
-ones are sent with the message. Shared memory that is full ends the process with SIGBUS.
+It is asked by a pipe and answers by the same one. Large tensors come back in shared memory that is
+used again (`attent.pipeline.lending`), small ones with the message. Shared memory that is full ends
+the process with SIGBUS.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import gc
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
-from typing import Any
 
 import torch
 import torch.multiprocessing
 from torch import Tensor
-from torch.multiprocessing.reductions import reduce_tensor
 
 from attent.pipeline.fetch import Fetch, Fetched
+from attent.pipeline.lending import Borrower, Lender, Message
 from attent.pipeline.source import watched
-
-SMALL = 2**16
-"""Bytes of a tensor up to which it is sent with the message."""
 
 _LOOK_UP = 2.0  # seconds between looks whether the training process is still there
 _HINTS = {"SIGKILL": ["out of memory?"], "SIGBUS": ["is shared memory, /dev/shm, full?"]}
@@ -36,6 +32,14 @@ _HINTS = {"SIGKILL": ["out of memory?"], "SIGBUS": ["is shared memory, /dev/shm,
 
 class WorkerDied(Exception):
     """A process ended while it was to fetch; the message says how."""
+
+
+@dataclass(frozen=True)
+class _Renewed:
+    """What of its `Fetch` a process is told anew where it is kept for another stream."""
+
+    keys: Callable[[Tensor], Tensor] | None
+    unreadable: dict[int, str] | None
 
 
 class ProcessWorker:
@@ -52,12 +56,14 @@ class ProcessWorker:
         util.get_temp_dir()  # of sockets; made here, it is removed here, though a worker be killed
         # Elsewhere processes are not safely copied, and the source is pickled.
         context = torch.multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._borrower = Borrower()
         ours, theirs = context.Pipe()
         self._pipe: Connection = ours
         self._process = context.Process(
             target=_serve, args=(fetch, theirs, ours, at, slot, os.getpid()), daemon=True
         )
-        self._process.start()
+        with _held_interrupts():
+            self._process.start()
         theirs.close()
         self.name = f"worker process {self._process.pid}"
 
@@ -68,14 +74,26 @@ class ProcessWorker:
             WorkerDied: the process is no more.
         """
         try:
-            self._pipe.send(index.numpy())
+            self._pipe.send((index.numpy(), self._borrower.busy()))
             wait([self._pipe, self._process.sentinel])
             # What was sent before the end is still read; where nothing was, this is the end.
             if self._pipe.poll():
-                return self._pipe.recv()
+                return self._borrower.unpacked(self._pipe.recv())
         except (EOFError, OSError):
             pass  # it ended while one of the two was talking
         raise WorkerDied(self._end())
+
+    def renew(self, fetch: Fetch) -> bool:
+        """Have it fetch for another stream of its source; False where that cannot be done.
+
+        Args:
+            fetch: of the same source.
+        """
+        try:
+            self._pipe.send(_Renewed(fetch.keys, fetch.unreadable))
+        except Exception:  # it is no more, or the keys cannot be pickled
+            return False
+        return self._process.is_alive()
 
     def _end(self) -> str:
         """How the process ended."""
@@ -109,15 +127,31 @@ class ProcessWorker:
         self._process.close()
 
 
+@contextlib.contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Ctrl-C waits, here and in a process that is started, until that can say what it does then."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(
     fetch: Fetch, pipe: Connection, other_end: Connection, at: Tensor, slot: int, parent: int
 ) -> None:
     """Answer until told to end, or until the training process is no more."""
     other_end.close()  # or this process would keep its own pipe open
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process to answer
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # to look at what was copied would be to make copies of its memory
     torch.set_num_threads(1)  # those that OpenMP had started are not in this copy
-    places = at.numpy()
+    places, lender = at.numpy(), Lender()
 
     def note(index: int) -> None:
         places[slot] = index
@@ -131,12 +165,16 @@ def _serve(
             asked = pipe.recv()
             if asked is None:
                 return
+            if isinstance(asked, _Renewed):
+                fetch = replace(fetch, keys=asked.keys, unreadable=asked.unreadable)
+                continue
+            index, busy = asked
             places[slot] = -1
-            pipe.send_bytes(_answer(fetch, torch.from_numpy(asked)))
+            pipe.send(_answer(fetch, torch.from_numpy(index), lender, busy))
 
 
-def _answer(fetch: Fetch, index: Tensor) -> bytes:
-    """What came of a batch, pickled."""
+def _answer(fetch: Fetch, index: Tensor, lender: Lender, busy: list[int]) -> Message:
+    """What came of a batch."""
     try:
         fetch.seed(index)
         fetched = fetch(index)
@@ -144,35 +182,8 @@ def _answer(fetch: Fetch, index: Tensor) -> bytes:
             # Pickled, an error loses what caused it.
             cause = "".join(traceback.format_exception(fetched.batch)).rstrip()
             fetched.batch.add_note(f"In worker process {os.getpid()}:\n{cause}")
-        return _pickled(fetched)
+        return lender.packed(fetched, busy)
     except Exception as error:  # what cannot be sent, most likely
         failed = fetch.failed(index, error)
         failed.add_note(f"In worker process {os.getpid()}:\n{traceback.format_exc().rstrip()}")
-        return _pickled(Fetched(batch=failed))
-
-
-def _pickled(fetched: Fetched) -> bytes:
-    buffer = io.BytesIO()
-    _Pickler(buffer, 5).dump(fetched)
-    return buffer.getvalue()
-
-
-class _Pickler(ForkingPickler):
-    """torch's way to other processes, with small tensors by value and no more than is seen."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is not Tensor or obj.device.type != "cpu" or obj.layout != torch.strided:
-            return NotImplemented
-        size = obj.numel() * obj.element_size()
-        if size <= SMALL and not obj.requires_grad and obj.dtype in _BY_VALUE:
-            return torch.from_numpy, (obj.numpy(force=True),)
-        if obj.untyped_storage().nbytes() > size:
-            # A view would take all it is a view of along.
-            return reduce_tensor(obj.clone(memory_format=torch.contiguous_format))
-        return NotImplemented
-
-
-_BY_VALUE: Sequence[torch.dtype] = (
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-    torch.float16, torch.float32, torch.float64,
-)  # fmt: skip
+        return lender.packed(Fetched(batch=failed), busy)

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ class FetchAhead(BaseNode[Fetched]):
         workers: how many, at least 1; twice as many batches are fetched ahead.
         processes: they are processes, not threads.
         timeout: seconds that a reader waits for one batch at most; None for ever.
+        kept: whose processes are taken where there are some, and to whom they are given back when
+            all was read; None: they end then.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class FetchAhead(BaseNode[Fetched]):
         workers: int,
         processes: bool = False,
         timeout: float | None = None,
+        kept: KeptWorkers | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -127,8 +131,10 @@ class FetchAhead(BaseNode[Fetched]):
         self.workers = workers
         self.processes = processes
         self.timeout = timeout
-        self._crew: _Crew | None = None
+        self.kept = kept if processes else None
+        self._crew: Crew | None = None
         self._ahead: deque[_Order] = deque()
+        self._unread = 0
         self._done = False
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
@@ -136,8 +142,11 @@ class FetchAhead(BaseNode[Fetched]):
         super().reset(initial_state)
         self.close()
         self.source.reset(initial_state)
-        self._done = False
-        self._crew = _Crew(self.fetch, self.workers, self.processes)
+        self._done, self._unread = False, 0
+        crew = None if self.kept is None else self.kept.take(self.fetch, self.workers)
+        if crew is None:
+            crew = Crew(self.fetch, self.workers, self.processes)
+        self._crew = crew
 
     def get_state(self) -> dict[str, Any]:
         """Where the source is: ahead of what was handed on."""
@@ -155,11 +164,14 @@ class FetchAhead(BaseNode[Fetched]):
         return fetched
 
     def close(self) -> None:
-        """End the workers; there is no next batch then. Called from any thread."""
+        """End the workers, or have them kept; there is no next batch then. From any thread."""
+        idle = self._done and not self._unread
         self._done = True
         crew, self._crew = self._crew, None
         self._ahead.clear()
-        if crew is not None:
+        if crew is not None and idle and self.kept is not None:
+            self.kept.give(crew)
+        elif crew is not None:
             crew.close()
 
     def _fill(self) -> None:
@@ -172,6 +184,7 @@ class FetchAhead(BaseNode[Fetched]):
                 self._done = True
                 return
             self._ahead.append(order)
+            self._unread += 1
             crew.orders.put(order)
 
     def _wait(self, order: _Order) -> Fetched:
@@ -185,6 +198,7 @@ class FetchAhead(BaseNode[Fetched]):
                 fetched = order.result.result(timeout=pause)
                 if isinstance(fetched.batch, WorkerLost):
                     self.close()
+                self._unread -= 1
                 return fetched
             waited += pause
             if self.timeout is not None and waited >= self.timeout:
@@ -209,10 +223,17 @@ class WorkerLost(ExampleError):
     """A worker that died or hangs; the message says what it was reading."""
 
 
-class _Crew:
-    """The workers of a stream, each with the thread that asks it."""
+class Crew:
+    """The workers of a stream, each with the thread that asks it.
+
+    Args:
+        fetch: what they do.
+        workers: how many.
+        processes: they are processes, not threads.
+    """
 
     def __init__(self, fetch: Fetch, workers: int, processes: bool) -> None:
+        self.fetch = fetch
         self.orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self.stopped = threading.Event()
         self._owner = os.getpid()
@@ -241,6 +262,13 @@ class _Crew:
         for thread in self._threads:
             thread.start()
 
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def renew(self, fetch: Fetch) -> bool:
+        """Have idle processes fetch for another stream; False where that cannot be done."""
+        return all(isinstance(w, ProcessWorker) and w.renew(fetch) for w in self._workers)
+
     def close(self) -> None:
         """End all: those that fetch are given `GRACE`, then processes are killed."""
         if os.getpid() != self._owner:
@@ -262,6 +290,53 @@ class _Crew:
             # Garbage may be collected, and a stream with it, in any thread.
             if thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
+
+
+class KeptWorkers:
+    """Worker processes that are kept from stream to stream; one serves any number of streams.
+
+    To start a process and to end it takes some hundredths of a second, for each pass, scoring and
+    evaluation. Those of a stream that was read to its end wait here for the next of the same
+    source and as many workers, with the copy of the source they have: **what is changed about a
+    source after its first stream they do not see**. Others end with their stream: those of one
+    that is left half-way or fails, and those whose keys cannot be pickled.
+
+    They end when it is closed, when nobody holds it any more, and with the program.
+    """
+
+    def __init__(self) -> None:
+        # A crew holds its source, which keeps the id from being another's.
+        self._idle: dict[tuple[int, int], Crew] = {}
+        weakref.finalize(self, _close_all, self._idle)
+
+    def take(self, fetch: Fetch, workers: int) -> Crew | None:
+        """Idle ones, told what to do; None where there are none.
+
+        Args:
+            fetch: what they are to do.
+            workers: how many there must be.
+        """
+        # One call of a dictionary is one step, whichever threads call.
+        crew = self._idle.pop((id(fetch.source), workers), None)
+        if crew is not None and not crew.renew(fetch):
+            crew.close()
+            return None
+        return crew
+
+    def give(self, crew: Crew) -> None:
+        """Keep idle ones; end them where there are such already."""
+        if self._idle.setdefault((id(crew.fetch.source), len(crew)), crew) is not crew:
+            crew.close()
+
+    def close(self) -> None:
+        """End those that are idle."""
+        _close_all(self._idle)
+
+
+def _close_all(idle: dict[tuple[int, int], Crew]) -> None:
+    with contextlib.suppress(KeyError):  # there is none left
+        while True:
+            idle.popitem()[1].close()
 
 
 def _work(
