@@ -28,7 +28,9 @@ class Source(Protocol):
       ``bucketed`` is False: where the task packs a batch, any will do;
     - ``blocks``, ``[S + 1]`` int64 rising from 0 to N, where examples are kept together (in a file,
       in a row group) and reading one makes its neighbours cheap: block s holds the examples from
-      ``blocks[s]`` to ``blocks[s + 1]``. Training then reads a few blocks at a time.
+      ``blocks[s]`` to ``blocks[s + 1]``. Training then reads a few blocks at a time;
+    - ``window``, how many of its blocks are read together
+      (`attent.pipeline.order.blockwise_order`); 8 where it says nothing.
 
     A source that reads row by row calls `reading` before each, so that one that never comes back
     can be named.

@@ -59,6 +59,7 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
         ),
         ("docs/pretraining.md", {"pretrain", "plan", "export"}),
         ("docs/language.md", {"instruct", "plan", "merge", "report"}),
+        ("docs/scale.md", {"pretrain", "instruct", "resume"}),
         ("docs/text.md", {"classify", "plan", "evaluate", "merge", "report"}),
     ],
 )
@@ -69,7 +70,10 @@ def test_commands_are_understood(page, commands, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = "\n".join(blocks("bash", (ROOT / page).read_text())).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    (tmp_path / "llm.yaml").write_text("lora_rank: 8\n")
     ours = [words[1:] for words in lines if words and words[0] == "attent"]
+    launched = (words for words in lines if words[:1] in (["torchrun"], ["accelerate"]))
+    ours += [words[words.index("attent.tasks") + 1 :] for words in launched]
     assert {words[0] for words in ours} == commands
     for words in ours:
         _, words = rewritten(words)

@@ -57,10 +57,12 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def torchrun(count: int, *words: str, **environment: str) -> subprocess.Popen:
+def torchrun(
+    count: int, *words: str, module: str = "attent.tasks", **environment: str
+) -> subprocess.Popen:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     return subprocess.Popen(
-        [*launcher, "--master-port", str(free_port()), "-m", "attent.tasks", *words],
+        [*launcher, "--master-port", str(free_port()), "-m", module, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
