@@ -46,9 +46,8 @@ def test_two_processes_carry_the_run_of_one(runs, name):
 def test_only_the_main_process_writes(runs):
     """One line a tick, one file a selection, as one process leaves them."""
     for name in COMMANDS:
-        files = [
-            sorted(p.relative_to(f) for p in (f / name).rglob("*") if p.is_file()) for f in runs
-        ]
+        folders = [f / name for f in runs]
+        files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in folders]
         assert files[0] == files[1], name
         lines = [(f / "log.jsonl").read_text().splitlines() for f in folders]
         assert len(lines[0]) == len(lines[1]), name
