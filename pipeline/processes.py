@@ -133,6 +133,14 @@ class Processes:
             gathered.append(found.to(column.device))
         return gathered
 
+    def gather_objects(self, value: T) -> list[T]:
+        """What each process holds, in the order of their ranks; picklable."""
+        if self.alone:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
     def on_main(self, make: Callable[[], T]) -> T:
         """What the main process makes, in all of them.
 

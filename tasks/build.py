@@ -50,7 +50,7 @@ from attent.pipeline.optimizer import Scales
 from attent.pipeline.processes import processes
 from attent.pipeline.skipped import SkippedList
 from attent.tasks.config import ConfigError
-from attent.tasks.launch import accelerator, device_here, shares_out
+from attent.tasks.launch import accelerator, device_here, half_precision, shares_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def assemble(
             batch_size=config.batch_size,
             accumulate=max(config.accumulate, getattr(made, "gradient_accumulation_steps", 1)),
             clip=config.clip,
-            bfloat16=config.bf16,
+            bfloat16=config.bf16 or half_precision(),
             compile=config.compile,
         ),
         steps=config.steps_per_tick,

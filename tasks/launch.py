@@ -60,7 +60,13 @@ _whole: list[bool] = []
 
 def launched() -> bool:
     """Whether a launcher has started this process, as one of several or with its own settings."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several or any(name.startswith("ACCELERATE_") for name in os.environ)
+
+
+def _asked(name: str) -> bool:
+    """Whether the launcher has set a switch."""
+    return os.environ.get(name, "false").lower() in ("true", "1", "yes")
 
 
 def is_main() -> bool:
@@ -86,31 +92,26 @@ def session(config: Any) -> Iterator[None]:
     if not launched() or _active:  # a run may be part of another, which has set them up
         yield
         return
+    for engine in ("DEEPSPEED", "MEGATRON_LM"):
+        if _asked(f"ACCELERATE_USE_{engine}"):
+            raise ConfigError(
+                f"{engine} keeps the optimiser's state itself, where no checkpoint of ours holds it; "
+                "FSDP (accelerate launch --use_fsdp) shares out a language model that is too large "
+                "for one device"
+            )
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import DistributedType
 
     wrapping = DistributedDataParallelKwargs(
         broadcast_buffers=False, find_unused_parameters=_may_skip_parameters(config)
     )
     # Of several processes without a GPU it would set up none, unless it is told of the CPU.
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    made = Accelerator(cpu=cpu, kwargs_handlers=[wrapping])
+    made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[wrapping])
     try:
         if made.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
             raise ConfigError(
                 f"the launcher has started {os.environ['WORLD_SIZE']} processes, accelerate sees "
                 f"{made.num_processes}"
-            )
-        if made.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise ConfigError(
-                f"{made.distributed_type.value} keeps the optimiser's state itself, where no "
-                "checkpoint of ours can hold it; use FSDP (accelerate launch --use_fsdp) to share "
-                "out a language model that is too large for one device"
-            )
-        if made.mixed_precision not in ("no", "bf16"):
-            raise ConfigError(
-                f"mixed_precision {made.mixed_precision} scales losses, which are scores here; "
-                "use bf16"
             )
         _active.append(made)
         yield
@@ -134,6 +135,21 @@ def _forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def half_precision() -> bool:
+    """Whether the launcher asks for bfloat16.
+
+    The step sees to it itself, in training alone: accelerate would change how the model is called
+    in scoring too, but not where there is one process.
+
+    Raises:
+        ConfigError: another precision is asked for.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16"):
+        raise ConfigError(f"mixed_precision {asked} scales losses, which are scores here; use bf16")
+    return asked == "bf16"
+
+
 def shares_out(config: Any) -> bool:
     """Whether the launcher asks for FSDP: frozen weights are to be shared out.
 
@@ -143,8 +159,7 @@ def shares_out(config: Any) -> bool:
     Raises:
         ConfigError: there are none, or they cannot be.
     """
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if accelerator() is None or not asked or _whole:
+    if accelerator() is None or not _asked("ACCELERATE_USE_FSDP") or _whole:
         return False
     adapter = getattr(config, "adapter", None)
     if adapter is None or adapter == "full":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -274,6 +275,8 @@ def _go_on(
 
     if finished(state):
         processes().on_main(save)
+    lines = processes().gather_objects(unreadable.found())
+    processes().on_main(lambda: unreadable.add(itertools.chain.from_iterable(lines)))
     if unreadable.summary is not None:
         say(unreadable.summary)
     return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +60,31 @@ class UnreadableExamples(Observer):
 
     def tick(self, state: TensorDict) -> None:
         """List what was found since."""
-        found: list[dict[str, Any]] = []
-        for entry in self._skipped:
-            split = self._split_of.get(id(entry.source), type(entry.source).__name__)
-            if (split, entry.index) not in self._written:
-                self._written.add((split, entry.index))
-                found.append(
-                    {
-                        "split": split,
-                        "index": entry.index,
-                        "place": entry.place,
-                        "reason": entry.reason,
-                    }
-                )
-        if found:
+        self.add(self.found())
+
+    def found(self) -> list[dict[str, Any]]:
+        """A line for each example that this process has passed over."""
+        return [
+            {
+                "split": self._split_of.get(id(entry.source), type(entry.source).__name__),
+                "index": entry.index,
+                "place": entry.place,
+                "reason": entry.reason,
+            }
+            for entry in self._skipped
+        ]
+
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """List some examples, those that are not yet."""
+        fresh = []
+        for line in lines:
+            which = line["split"], line["index"]
+            if which not in self._written:
+                self._written.add(which)
+                fresh.append(json.dumps(line) + "\n")
+        if fresh:
             with self.path.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in found)
+                file.writelines(fresh)
 
     def stop(self, state: TensorDict, reason: Reason) -> None:
         """List the rest: a tick that failed may have found some."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from attent.pipeline.checkpoint import CheckpointFolder
 from attent.pipeline.keys import differences, leaves
 from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.commands import COMMANDS
 from attent.tasks.language.config import InstructConfig
 from attent.tasks.run import resume, start
 from tests.tasks.test_language_cli import LLAMA, OPTIONS, entries
@@ -67,6 +69,20 @@ def torchrun(
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+def accelerate(*words: str) -> subprocess.Popen:
+    """Two processes by accelerate; the words before the command are its own."""
+    own = list(itertools.takewhile(lambda word: word not in COMMANDS, words))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--dynamo_backend", "no", "--main_process_port"]
+    return subprocess.Popen(
+        [*launcher, str(free_port()), *own, "-m", "attent.tasks", *words[len(own) :]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
@@ -207,7 +223,7 @@ def test_frozen_weights_are_shared_out(rows, tmp_path):
     }  # fmt: skip
     start("instruct", InstructConfig(**options, output_dir=str(tmp_path / "one")), silent)
     words = flags(options | {"output_dir": str(tmp_path / "two")})
-    said = done(torchrun(2, "instruct", *words, ACCELERATE_USE_FSDP="true"))
+    said = done(accelerate("--use_fsdp", "--fsdp_version", "2", "instruct", *words))
     assert "blocks are shared out over 2 processes" in said
     one, two = (last_state(tmp_path / name) for name in ("one", "two"))
     assert torch.equal(one["mask"], two["mask"])
@@ -257,3 +273,35 @@ def test_a_tracker_whose_package_is_missing(digits_file, tmp_path):
     with pytest.raises(ValueError, match=r"report_to: dvclive needs .*pip install dvclive"):
         start("classify", config, silent)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_launchers_precision_and_accumulation_are_taken(digits_file, tmp_path):
+    options = CLASSIFY | {"data": str(digits_file), "epochs": 1, "method": "full"}
+    for name, more in (("flags", {"bf16": True, "accumulate": 2}), ("plain", {})):
+        config = ClassifyConfig(output_dir=str(tmp_path / name), **options, **more)
+        start("classify", config, silent)
+    words = flags(options | {"output_dir": str(tmp_path / "launcher")})
+    own = ("--multi_gpu", "--mixed_precision", "bf16", "--gradient_accumulation_steps", "2")
+    done(accelerate(*own, "classify", *words))
+    by_flags, plain, by_launcher = (
+        float(last_state(tmp_path / name)["metrics", "train_loss"])
+        for name in ("flags", "plain", "launcher")
+    )
+    assert by_launcher == pytest.approx(by_flags, rel=1e-3)
+    assert abs(by_launcher - by_flags) < abs(by_launcher - plain)  # which is in float32
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_precisions_that_scale_losses_are_refused(precision, digits_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    config = ClassifyConfig(data=str(digits_file), output_dir=str(tmp_path / "run"), **CLASSIFY)
+    with pytest.raises(ValueError, match=f"mixed_precision {precision} scales losses"):
+        start("classify", config, silent)
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
+def test_engines_that_keep_the_optimisers_state_are_refused(engine, digits_file, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=rf"{engine} keeps the optimiser's state .* --use_fsdp"):
+        start("classify", ClassifyConfig(data=str(digits_file), **CLASSIFY), silent)
