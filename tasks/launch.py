@@ -27,6 +27,10 @@ _LOST = re.compile(
 """What gloo and NCCL say where another process does not answer any more."""
 
 
+_active: list[Accelerator] = []
+_whole: list[bool] = []
+
+
 class LostProcessError(RuntimeError):
     """Another process of the run has died, or does not answer."""
 
@@ -52,10 +56,6 @@ def noticing_the_lost(run: str) -> Iterator[None]:
             f"another process of this run is gone; attent resume {run} goes on from what was saved "
             f"last ({why})"
         ) from error
-
-
-_active: list[Accelerator] = []
-_whole: list[bool] = []
 
 
 def launched() -> bool:
@@ -95,9 +95,9 @@ def session(config: Any) -> Iterator[None]:
     for engine in ("DEEPSPEED", "MEGATRON_LM"):
         if _asked(f"ACCELERATE_USE_{engine}"):
             raise ConfigError(
-                f"{engine} keeps the optimiser's state itself, where no checkpoint of ours holds it; "
-                "FSDP (accelerate launch --use_fsdp) shares out a language model that is too large "
-                "for one device"
+                f"{engine} keeps the optimiser's state itself, where no checkpoint of ours holds "
+                "it; FSDP (accelerate launch --use_fsdp) shares out a language model that is too "
+                "large for one device"
             )
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -159,7 +159,8 @@ def shares_out(config: Any) -> bool:
     Raises:
         ConfigError: there are none, or they cannot be.
     """
-    if accelerator() is None or not _asked("ACCELERATE_USE_FSDP") or _whole:
+    made = accelerator()
+    if made is None or made.num_processes == 1 or not _asked("ACCELERATE_USE_FSDP") or _whole:
         return False
     adapter = getattr(config, "adapter", None)
     if adapter is None or adapter == "full":
