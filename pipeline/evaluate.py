@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import torch
 import torchmetrics
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from attent.pipeline.keys import ensure, number, place
 from attent.pipeline.order import longest_first
-from attent.pipeline.processes import is_sharded, processes
+from attent.pipeline.processes import is_sharded, processes, sending_device
 from attent.pipeline.score import Frozen
 from attent.pipeline.source import Source
 from attent.pipeline.stage import Stage
@@ -59,9 +60,7 @@ def evaluate(
         dealt = _can_be_dealt(metrics, num_batches(len(source), batch_size), task.model)
         share = world.dealt if dealt else None
         for metric in metrics.values():
-            if isinstance(metric, torchmetrics.Metric):
-                metric.sync_on_compute = dealt
-                metric.reset()  # which takes it over
+            _set_adding(metric, dealt and not world.alone)
         bad: ValueError | None = None
         try:
             with torch.no_grad():
@@ -94,6 +93,20 @@ def evaluate(
         provides=own,
         note=f"{', '.join(names)} of {len(source):,} examples",
     )
+
+
+def _set_adding(metric: object, over_processes: bool) -> None:
+    """Say whether a metric, and those it is made of, is to add up what all processes have seen."""
+    for part in metric.modules() if isinstance(metric, nn.Module) else ():
+        if isinstance(part, torchmetrics.Metric):
+            part.distributed_available_fn = lambda: over_processes
+            part.dist_sync_fn = _gathered
+
+
+def _gathered(value: Tensor, group: object = None) -> list[Tensor]:
+    """What each process holds: metrics are on the CPU, where NCCL cannot send them."""
+    sent = value.to(sending_device())
+    return [found.to(value.device) for found in gather_all_tensors(sent, group)]
 
 
 def _can_be_dealt(metrics: Mapping[str, object], batches: int, model: nn.Module) -> bool:

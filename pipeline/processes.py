@@ -96,7 +96,7 @@ class Processes:
                 raise error
             return list(values)
         sums = torch.tensor([float(error is not None), *values], dtype=torch.float64)
-        sums = sums.to(_device())
+        sums = sums.to(sending_device())
         dist.all_reduce(sums)
         failed, *added = sums.tolist()
         if failed:
@@ -118,7 +118,7 @@ class Processes:
         """
         if self.alone:
             return list(columns)
-        device = _device()
+        device = sending_device()
         size = torch.tensor([len(columns[0])], device=device)
         sizes = [torch.zeros_like(size) for _ in range(self.count)]
         dist.all_gather(sizes, size)
@@ -160,7 +160,7 @@ class Processes:
             except ValueError as found:
                 error = found
         told: list[Any] = [(made, None if error is None else str(error))]
-        dist.broadcast_object_list(told, src=0, device=_device())
+        dist.broadcast_object_list(told, src=0, device=sending_device())
         made, text = told[0]
         if text is not None:
             raise AgreedError(text) from error
@@ -182,7 +182,7 @@ class Processes:
         """Make tensors what they are in the main process, in place."""
         if self.alone:
             return
-        device = _device()
+        device = sending_device()
         for value in tensors:
             there = value.detach().to(device).contiguous()
             dist.broadcast(there, src=0)
@@ -262,7 +262,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def _device() -> torch.device:
+def sending_device() -> torch.device:
     """Where tensors must be to be sent."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

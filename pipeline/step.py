@@ -118,6 +118,7 @@ class Compute:
         self.source = source
         self.step = step
         self.wrap = wrap or DistributedDataParallel
+        self._wrapper: DistributedDataParallel | None = None
         self.device = next(iter(trainable(task.model).values())).device
 
     @functools.cached_property
@@ -129,6 +130,7 @@ class Compute:
             if isinstance(model, DistributedDataParallel):
                 # It would wait in every forward for one that may have had nothing to forward.
                 model.broadcast_buffers = False
+                self._wrapper = model
         return torch.compile(model) if self.step.compile else model  # type: ignore[return-value]
 
     def prepare(self) -> None:
@@ -197,6 +199,9 @@ class Compute:
         done.backward()
         if self.averages:
             world.average_gradients(list(params.values()))
+        elif self._wrapper is not None:
+            # It would do so in the next forward, which a process with a bad example never begins.
+            self._wrapper.reducer._rebuild_buckets()
         return done.seen(summed / size)
 
     def _forward(
@@ -206,11 +211,17 @@ class Compute:
         params: dict[str, nn.Parameter],
         at_most: int,
     ) -> None:
-        """Forward the batch in parts; the backward of the last of them is left to be made."""
+        """Forward the batch in parts; the backward of the last of them is left to be made.
+
+        Until all processes have agreed that nothing is amiss none may wait for another, so it is
+        the last part alone whose gradients are averaged: a wrapper knows by its forward.
+        """
+        left = len(done.batch)
         for part, part_weight in self._parts(done.batch, weight, at_most):
-            with _unshared(self.model):
-                done.backward()
-            with self._watch(params, part) as watch, self._precision():
+            left -= len(part)
+            done.backward()
+            sharing = _unshared(self.model) if left else contextlib.nullcontext()
+            with sharing, self._watch(params, part) as watch, self._precision():
                 output = self.task.forward(self.model, part)
                 loss = self.task.losses(output, part)
             done.forwarded(loss, part_weight, watch)

@@ -115,7 +115,8 @@ class Detection:
 
     def metrics(self) -> dict[str, Any]:
         """A fresh mean for each loss, and one metric of precision with several figures."""
-        precision = MeanAveragePrecision(iou_type=("bbox", "segm"))
+        # Each of several processes measures everything (see `Figure`), so there is nothing to add.
+        precision = MeanAveragePrecision(iou_type=("bbox", "segm"), sync_on_compute=False)
         precision.warn_on_many_detections = False  # max_detections is the user's choice
         means = {name: MeanMetric() for name in ("loss", *PARTS)}
         return means | {name: Figure(precision, entry) for name, entry in PRECISIONS.items()}

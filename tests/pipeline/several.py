@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 from tensordict import TensorDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import SumMetric
 
 from attent.pipeline import (
     AgreedError,
@@ -192,11 +193,11 @@ class Broken(TensorSource):
         return f"row {index}"
 
 
-def _failing(data: TensorSource) -> dict[str, Any]:
-    task = TinyTask()
-    stage = train(task, data, optimizer=adamw(0.02), step=Step(batch_size=8), observe=True, steps=2)
+def _failing(data: TensorSource, seed: int = SEED, **step: Any) -> dict[str, Any]:
+    task, how = TinyTask(), Step(batch_size=8, **step)
+    stage = train(task, data, optimizer=adamw(0.02), step=how, observe=True, steps=2)
     tick = full(data, train=stage, epochs=2)
-    state = initialize(tick, initial_state(task, data, seed=SEED))
+    state = initialize(tick, initial_state(task, data, seed=seed))
     try:
         fit(tick, state, donate=True)
     except ValueError as error:
@@ -208,11 +209,25 @@ def an_example_cannot_be_read() -> dict[str, Any]:
     return _failing(Broken(tiny_source(40).fields))
 
 
-def a_loss_is_not_finite() -> dict[str, Any]:
+def the_second_step_fails() -> dict[str, Any]:
+    """After the first a wrapper may have something to tell the others in its next forward."""
+    return _failing(Broken(tiny_source(40).fields), seed=1)
+
+
+def _infinite() -> TensorSource:
     fields = dict(tiny_source(40).fields)
     fields["y"] = fields["y"].clone()
     fields["y"][13] = torch.inf
-    return _failing(TensorSource(fields))
+    return TensorSource(fields)
+
+
+def a_loss_is_not_finite() -> dict[str, Any]:
+    return _failing(_infinite())
+
+
+def a_loss_of_a_part_is_not_finite() -> dict[str, Any]:
+    """One process stops at its first part, the others have begun the backward of theirs."""
+    return _failing(_infinite(), accumulate=2)
 
 
 class NanWhenScored(TinyTask):
@@ -294,7 +309,18 @@ class Tally:
         return self.count
 
 
-class Tallied(TinyTask):
+class Summed(TinyTask):
+    """A sum, which is too large where an example is counted in more than one process."""
+
+    def metrics(self) -> dict:
+        return {**super().metrics(), "sum": SumMetric()}
+
+    def update(self, metrics, output, batch) -> None:
+        super().update(metrics, output, batch)
+        metrics["sum"].update(len(output))
+
+
+class Tallied(Summed):
     def metrics(self) -> dict:
         return {**super().metrics(), "count": Tally()}
 
@@ -304,12 +330,13 @@ class Tallied(TinyTask):
 
 
 def metrics_of_ones_own() -> dict[str, float]:
+    """Dealt out; not dealt out, for one is not of torchmetrics; and for there is one batch only."""
     found = {}
-    for task in (TinyTask(), Tallied()):
-        stage = evaluate(task, tiny_source(11), batch_size=3)
+    for task, batch_size in ((Summed(), 2), (Tallied(), 2), (Summed(), 11)):
+        stage = evaluate(task, tiny_source(11), batch_size=batch_size)
         state = run(stage, stage.init(initial_state(task, tiny_source(11), seed=0)))
         for (name,), value in leaves(branch(state, "metrics")):
-            found[f"{type(task).__name__} {name}"] = float(value)
+            found[f"{type(task).__name__} {batch_size} {name}"] = float(value)
     return found
 
 

@@ -17,7 +17,9 @@ ALL = (
     *EXACT,
     "cycles_in_float32",
     "an_example_cannot_be_read",
+    "the_second_step_fails",
     "a_loss_is_not_finite",
+    "a_loss_of_a_part_is_not_finite",
     "a_score_is_not_finite",
     "statistics_of_a_batch",
     "a_wrapper_of_ones_own",
@@ -121,7 +123,15 @@ def test_an_example_that_cannot_be_read_stops_all_of_them(several):
     assert len(errors) == 1
 
 
-@pytest.mark.parametrize("name", ["an_example_cannot_be_read", "a_loss_is_not_finite"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "an_example_cannot_be_read",
+        "the_second_step_fails",
+        "a_loss_is_not_finite",
+        "a_loss_of_a_part_is_not_finite",
+    ],
+)
 def test_what_was_done_before_is_kept(alone, several, name):
     """The state is as after the last good step, in every process, its observed losses too."""
     one, many = alone[name]["state"], [found[name]["state"] for found in several]
@@ -133,6 +143,13 @@ def test_what_was_done_before_is_kept(alone, several, name):
     assert torch.equal(one["scores", "step"], many[0]["scores", "step"])
 
 
+def test_a_bad_example_may_come_at_any_step(alone, several):
+    assert int(alone["the_second_step_fails"]["state"]["clock", "step"]) == 1
+    for found in several:
+        assert "example 13 (row 13) cannot" in found["the_second_step_fails"]["error"]
+        assert "example 13 is inf" in found["a_loss_of_a_part_is_not_finite"]["error"]
+
+
 def test_a_score_that_is_not_finite_stops_all_of_them(several):
     for found in several:
         assert "loss of example 13 is nan" in found["a_score_is_not_finite"]["error"]
@@ -142,7 +159,8 @@ def test_metrics_are_of_every_example_once(alone, several):
     """Of torchmetrics what each has seen is added up; of others each process measures all."""
     for found in several:
         assert found["metrics_of_ones_own"] == pytest.approx(alone["metrics_of_ones_own"])
-    assert alone["metrics_of_ones_own"]["Tallied val_count"] == 11
+    counted = [v for name, v in alone["metrics_of_ones_own"].items() if name.endswith(("m", "nt"))]
+    assert counted == [11, 11, 11, 11]
 
 
 def test_an_interrupt_of_one_stops_all_after_the_same_tick(several):
