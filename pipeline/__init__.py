@@ -55,6 +55,7 @@ from attent.pipeline.threshold import count, top_k_mask
 from attent.pipeline.train import train
 from attent.pipeline.validate import GraphError, validate
 from attent.pipeline.window import Keep, Window, refill, window
+from attent.pipeline.workers import KeptWorkers
 
 __all__ = [
     "SIGNALS",
@@ -67,6 +68,7 @@ __all__ = [
     "GraphError",
     "JsonLog",
     "Keep",
+    "KeptWorkers",
     "Loading",
     "Observer",
     "Optimizer",

@@ -49,6 +49,7 @@ from attent.pipeline.keyed import all_global_generators, fold
 from attent.pipeline.optimizer import Scales
 from attent.pipeline.processes import processes
 from attent.pipeline.skipped import SkippedList
+from attent.pipeline.workers import KeptWorkers
 from attent.tasks.config import ConfigError
 from attent.tasks.launch import accelerator, device_here, half_precision, shares_out
 
@@ -189,6 +190,7 @@ def loading_of(config: Any, *, pin_memory: bool = False) -> Loading:
         processes=config.worker_processes,
         timeout=config.worker_timeout,
         skipped=SkippedList() if config.skip_unreadable else None,
+        kept=KeptWorkers() if config.worker_processes else None,
         pin_memory=pin_memory,
     )
 
