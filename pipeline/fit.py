@@ -32,8 +32,9 @@ def fit(
     one) goes on where it is. The first interrupt (Ctrl-C, or SIGTERM) stops the run after the tick
     in progress; a second one at once.
 
-    Of several processes (see `attent.pipeline.processes`) each calls it with the same graph and the
-    same state; an interrupt of one stops all after the same tick.
+    Of several processes (see `attent.pipeline.processes`) each calls it with the same graph and a
+    state of the same entries; they begin with what the main one's holds, such as weights that each
+    has drawn for itself. An interrupt of one stops all after the same tick.
 
     Args:
         tick: one round of the training program.
@@ -54,6 +55,7 @@ def fit(
     validate(tick, state)
     state = initialize(tick, state if donate else clone(state))
     world, stop = processes(), cast(Reason, "crashed")
+    world.broadcast_state(state)
     watching = observers if world.main else ()
     with _interrupts() as interrupted:
         for observer in watching:

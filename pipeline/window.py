@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from attent.pipeline.keys import Key, ensure, number, tensor
+from attent.pipeline.processes import processes
 from attent.pipeline.reader import Reader, Streamed, StreamEnded
 from attent.pipeline.source import DatasetSource
 from attent.pipeline.stage import Apply, Stage, identity
@@ -176,13 +177,19 @@ def refill(window: Window, *, keep: Keep | None = None, name: str = "refill") ->
     def apply(state: TensorDict) -> TensorDict:
         reader, length = window.reader, tensor(state, "window", "length")
         reader.length = int(length) or reader.length
-        if not bool(tensor(state, "plan", "window_due")):
-            window.hold(tensor(state, "window", "position").cpu())
-            return state
+        due = bool(tensor(state, "plan", "window_due"))
+        positions, following = tensor(state, "window", "position").cpu(), 0
+        bad: ValueError | None = None
         try:
-            positions, following = keep.fill(state, window)
-        except StreamEnded as error:
-            raise StreamEnded(_ended(state, error, window), error.length) from error
+            if due:
+                positions, following = keep.fill(state, window)
+            else:
+                window.hold(positions)
+        except ValueError as error:
+            bad = error
+        _agree(state, bad, window)
+        if not due:
+            return state
         # In place, so that the state knows of them even if a later stage of this tick fails.
         if reader.restart:
             length.clamp_(min=reader.known_length(following - 1))
@@ -221,6 +228,16 @@ def refill(window: Window, *, keep: Keep | None = None, name: str = "refill") ->
         provides=own | {*keep.provides},
         note=f"a window of {window.size:,} examples: {keep.note or keep.name}",
     )
+
+
+def _agree(state: TensorDict, bad: ValueError | None, window: Window) -> None:
+    """Raise what reading the stream has met; in every process, where one of several has."""
+    try:
+        processes().agree(bad)
+    except ValueError as error:
+        if isinstance(bad, StreamEnded):
+            raise StreamEnded(_ended(state, bad, window), bad.length) from error
+        raise
 
 
 def _ended(state: TensorDict, error: StreamEnded, window: Window) -> str:

@@ -10,6 +10,7 @@ import datetime
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ import torch.multiprocessing as mp
 from tensordict import TensorDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import SumMetric
 
 from attent.pipeline import (
     AgreedError,
     Observer,
+    Stage,
     Step,
     TensorSource,
+    Window,
     adamw,
     attent_complex,
+    attent_online,
     attent_simple,
     evaluate,
     fit,
@@ -41,6 +44,7 @@ from attent.pipeline import (
 )
 from attent.pipeline.keys import branch, clone, leaves
 from attent.pipeline.processes import processes
+from tests.pipeline.tallied import Summed, Tallied
 from tests.tiny import TinyTask, tiny_source
 
 
@@ -197,7 +201,12 @@ def _failing(data: TensorSource, seed: int = SEED, **step: Any) -> dict[str, Any
     task, how = TinyTask(), Step(batch_size=8, **step)
     stage = train(task, data, optimizer=adamw(0.02), step=how, observe=True, steps=2)
     tick = full(data, train=stage, epochs=2)
-    state = initialize(tick, initial_state(task, data, seed=seed))
+    return _met(tick, initial_state(task, data, seed=seed))
+
+
+def _met(tick: Stage, state: TensorDict) -> dict[str, Any]:
+    """The error that a run ends with."""
+    state = initialize(tick, state)
     try:
         fit(tick, state, donate=True)
     except ValueError as error:
@@ -246,11 +255,23 @@ def a_score_is_not_finite() -> dict[str, Any]:
     tick = attent_complex(
         task, data, train=stage, epochs=3, cycles=1, interval=fixed_interval(1), score_batch_size=4
     )
-    try:
-        fit(tick, initial_state(task, data, seed=3))
-    except ValueError as error:
-        return {"error": str(error)}
-    raise AssertionError("nothing failed")
+    return _met(tick, initial_state(task, data, seed=3))
+
+
+def a_stream_fails() -> dict[str, Any]:
+    """In the last process alone, which cannot read its third window."""
+    rows = tiny_source(60).fields
+
+    def stream(start: int) -> Iterator[dict[str, torch.Tensor]]:
+        for i in range(start, 60):
+            if i == 40 and processes().rank == processes().count - 1:
+                raise OSError("the disk is gone")
+            yield {name: value[i] for name, value in rows.items()}
+
+    task, window = TinyTask(), Window(stream, 16)
+    stage = train(task, window, optimizer=adamw(0.02), step=Step(batch_size=4), steps=3)
+    tick = attent_online(task, window, train=stage, examples=50, ratio=0.5, score_batch_size=4)
+    return _met(tick, initial_state(task, window, seed=1))
 
 
 class Normed(nn.Module):
@@ -279,6 +300,21 @@ def dropout() -> TensorDict:
     return fit(full(data, train=stage, epochs=2), initial_state(task, data, seed=3))
 
 
+def weights_of_ones_own() -> TensorDict:
+    """As each process draws them that seeds nothing."""
+    task = deep_task(torch.float64)
+    with torch.no_grad():
+        for p in task.model.parameters():
+            p.add_(processes().rank)
+    return _two_passes(task)
+
+
+def _two_passes(task: TinyTask, **options: Any) -> TensorDict:
+    data, step = examples(21, torch.float64), Step(batch_size=4)
+    stage = train(task, data, optimizer=adamw(0.02), step=step, steps=4, **options)
+    return fit(full(data, train=stage, epochs=2), initial_state(task, data, seed=2))
+
+
 class Elsewhere(DistributedDataParallel):
     """A wrapper that puts the weights into memory of its own, as accelerate's may."""
 
@@ -289,44 +325,7 @@ class Elsewhere(DistributedDataParallel):
 
 
 def a_wrapper_of_ones_own() -> TensorDict:
-    task, data = deep_task(torch.float64), examples(21, torch.float64)
-    stage = train(
-        task, data, optimizer=adamw(0.02), step=Step(batch_size=4), steps=4, wrap=Elsewhere
-    )
-    return fit(full(data, train=stage, epochs=2), initial_state(task, data, seed=2))
-
-
-class Tally:
-    """A metric that is none of torchmetrics: the number of examples."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def update(self, count: int) -> None:
-        self.count += count
-
-    def compute(self) -> int:
-        return self.count
-
-
-class Summed(TinyTask):
-    """A sum, which is too large where an example is counted in more than one process."""
-
-    def metrics(self) -> dict:
-        return {**super().metrics(), "sum": SumMetric()}
-
-    def update(self, metrics, output, batch) -> None:
-        super().update(metrics, output, batch)
-        metrics["sum"].update(len(output))
-
-
-class Tallied(Summed):
-    def metrics(self) -> dict:
-        return {**super().metrics(), "count": Tally()}
-
-    def update(self, metrics, output, batch) -> None:
-        super().update(metrics, output, batch)
-        metrics["count"].update(len(output))
+    return _two_passes(deep_task(torch.float64), wrap=Elsewhere)
 
 
 def metrics_of_ones_own() -> dict[str, float]:

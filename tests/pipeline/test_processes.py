@@ -22,6 +22,8 @@ ALL = (
     "a_loss_of_a_part_is_not_finite",
     "a_score_is_not_finite",
     "statistics_of_a_batch",
+    "a_stream_fails",
+    "weights_of_ones_own",
     "a_wrapper_of_ones_own",
     "dropout",
     "metrics_of_ones_own",
@@ -130,12 +132,13 @@ def test_an_example_that_cannot_be_read_stops_all_of_them(several):
         "the_second_step_fails",
         "a_loss_is_not_finite",
         "a_loss_of_a_part_is_not_finite",
+        "a_stream_fails",
     ],
 )
 def test_what_was_done_before_is_kept(alone, several, name):
     """The state is as after the last good step, in every process, its observed losses too."""
     one, many = alone[name]["state"], [found[name]["state"] for found in several]
-    assert 0 < int(one["clock", "step"]) < 5
+    assert 0 < int(one["clock", "step"]) < 7
     for other in many:
         assert differences(many[0], other) == []
     for group in ("clock", "ledger"):
@@ -148,6 +151,16 @@ def test_a_bad_example_may_come_at_any_step(alone, several):
     for found in several:
         assert "example 13 (row 13) cannot" in found["the_second_step_fails"]["error"]
         assert "example 13 is inf" in found["a_loss_of_a_part_is_not_finite"]["error"]
+
+
+def test_a_stream_that_fails_in_one_stops_all_of_them(several):
+    for found in several:
+        assert "position 40 of the stream cannot be read" in found["a_stream_fails"]["error"]
+
+
+def test_all_begin_with_the_weights_of_the_main_process(alone, several):
+    for found in several:
+        assert far_apart(alone["weights_of_ones_own"], found["weights_of_ones_own"]) < 1e-12
 
 
 def test_a_score_that_is_not_finite_stops_all_of_them(several):
