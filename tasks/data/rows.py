@@ -201,14 +201,17 @@ def _table(path: Path) -> list[Any]:
     from pyarrow import csv, parquet
 
     from attent.tasks.data.shards.table_files import open_table
+    from attent.tasks.data.shards.tables import features_of
 
     try:
         if path.suffix == ".arrow":
             file = open_table(str(path))
             groups = range(len(file.rows))
-            return [row for g in groups for row in file.group(g, file.schema.names).to_pylist()]
+            rows = [row for g in groups for row in file.group(g, file.schema.names).to_pylist()]
+            return _by_name(rows, features_of(file.schema), path)
         if path.suffix == ".parquet":
-            return parquet.read_table(path).to_pylist()
+            table = parquet.read_table(path)
+            return _by_name(table.to_pylist(), features_of(table.schema), path)
         lines = csv.ParseOptions(newlines_in_values=True)
         with csv.open_csv(path, parse_options=lines) as head:
             names = head.schema.names
@@ -265,7 +268,7 @@ def _saved(folder: Path, split: str) -> list[Row]:
         found = found[split]
     elif split != "train":
         raise NoSplit(f"dataset_split: {folder} is one split, train, not {split}")
-    return _placed(_named(found), folder)
+    return _placed(_named(found, folder), folder)
 
 
 def _hub(data: str, split: str, sub_task: str) -> list[Row]:
@@ -282,19 +285,28 @@ def _hub(data: str, split: str, sub_task: str) -> list[Row]:
             f"data: there is no file or folder {data}, and datasets cannot load it: "
             f"{type(error).__name__}: {line[:300]}"
         ) from error
-    return _placed(_named(found), data)
+    return _placed(_named(found, data), data)
 
 
-def _named(found: Any) -> list[Any]:
+def _named(found: Any, origin: Path | str) -> list[Any]:
     """The rows of a data set of `datasets`, classes by their names; null where there is none."""
-    import datasets
+    return _by_name(list(found), found.features.to_dict(), origin)
 
-    kinds = {n: kind for n, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)}
-    rows = list(found)
-    for row in rows:
-        for name, kind in kinds.items():
-            value = row[name]
-            row[name] = None if value is None or value < 0 else kind.int2str(value)
+
+def _by_name(rows: list[Any], features: dict[str, Any], origin: Path | str) -> list[Any]:
+    """Rows with the names of the classes that `datasets` has written of their columns."""
+    for column, about in features.items():
+        if not isinstance(about, dict) or about.get("_type") != "ClassLabel":
+            continue
+        names = about["names"]
+        for number, row in enumerate(rows, start=1):
+            value = row[column]
+            if value is not None and value >= len(names):
+                raise ValueError(
+                    f"data: {origin} row {number} has the {column} {value}; expected 0 to "
+                    f"{len(names) - 1}, of {', '.join(names[:8])}"
+                )
+            row[column] = None if value is None or value < 0 else names[value]
     return rows
 
 

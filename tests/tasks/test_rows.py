@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from attent.tasks.config import ConfigError
 from attent.tasks.data.rows import NoSplit, read_rows
@@ -148,3 +150,26 @@ def test_a_csv_of_more_than_a_block_is_read_alike_to_its_end(tmp_path):
     found = csv(tmp_path, "a,b\n" + f"{'x' * 1000},1\n" * 3000 + "y,words\n")
     assert len(found) == 3001
     assert (found[0]["b"], found[-1]["b"]) == ("1", "words")
+
+
+def test_classes_are_named_alike_in_a_parquet_file_and_in_a_saved_data_set(tmp_path):
+    kind = datasets.ClassLabel(names=["bad", "good"])
+    rows = datasets.Dataset.from_dict(
+        {"text": ["x", "y", "z"], "label": [1, 0, None]},
+        features=datasets.Features({"text": datasets.Value("string"), "label": kind}),
+    )
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    for data in (tmp_path / "a.parquet", tmp_path / "saved", arrow):
+        assert [row.values["label"] for row in read_rows(str(data))] == ["good", "bad", None]
+
+
+def test_a_class_past_those_that_are_named_is_told_with_its_row(tmp_path):
+    kind = datasets.ClassLabel(names=["bad", "good"])
+    told = datasets.Features({"tags": datasets.List(datasets.Value("string")), "label": kind})
+    schema = told.arrow_schema
+    table = pa.table({"tags": [["a"], ["b"]], "label": [1, 2]}, schema=schema)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet row 2 has the label 2; expected 0 to 1, of"):
+        read_rows(str(tmp_path / "a.parquet"))

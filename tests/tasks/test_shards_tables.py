@@ -317,6 +317,8 @@ def test_classify_takes_tables_of_pictures_for_pictures_and_others_for_texts(tmp
     saved = datasets.DatasetDict({"train": pictures(range(4)), "test": pictures(range(2))})
     saved.save_to_disk(tmp_path / "saved")
     assert not are_rows(str(tmp_path / "saved"))
+    saved["train"].save_to_disk(tmp_path / "one split")
+    assert not are_rows(str(tmp_path / "one split"))
     parquet.write_table(numbers(0, 3), tmp_path / "train.parquet")
     assert are_rows(str(tmp_path))
     assert are_rows(str(tmp_path / "train.parquet"))
