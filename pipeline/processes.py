@@ -148,16 +148,17 @@ class Processes:
             make: called in the main process alone; what it returns must be picklable.
 
         Raises:
-            AgreedError: it raised a ValueError; in one process alone, that error itself.
+            AgreedError: it raised a ValueError or an OSError; in one process alone, that error
+                itself.
         """
         if self.alone:
             return make()
         made: Any = None
-        error: ValueError | None = None
+        error: ValueError | OSError | None = None
         if self.main:
             try:
                 made = make()
-            except ValueError as found:
+            except (ValueError, OSError) as found:
                 error = found
         told: list[Any] = [(made, None if error is None else str(error))]
         dist.broadcast_object_list(told, src=0, device=sending_device())

@@ -99,6 +99,11 @@ def session(config: Any) -> Iterator[None]:
                 "it; FSDP (accelerate launch --use_fsdp) shares out a language model that is too "
                 "large for one device"
             )
+    if ":" in config.device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"device {config.device} is one device, but there are several processes: leave it to "
+            "the launcher (device auto, or cpu)"
+        )
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     wrapping = DistributedDataParallelKwargs(

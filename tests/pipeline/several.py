@@ -368,12 +368,23 @@ def what_main_makes() -> dict[str, Any]:
         error = ""
     except ValueError as wrong:
         error = f"{type(wrong).__name__}: {wrong}"
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    try:
+        world.on_main(fail)
+        disk = ""
+    except OSError as wrong:  # a process that is alone
+        disk = str(wrong)
+    except ValueError as wrong:
+        disk = f"{type(wrong).__name__}: {wrong}"
     order = world.main_first(lambda: world.rank)
     tensors = [torch.arange(3) + world.rank, torch.rand(2) + world.rank]
     world.broadcast(tensors)
     uneven = torch.arange(world.rank)
     gathered = world.gather(2**40 + uneven, uneven.float() / 3)
     return {
-        "made": len(made), "found": found, "error": error, "rank": order, "sent": tensors,
-        "gathered": gathered, "agreed": issubclass(AgreedError, ValueError),
+        "made": len(made), "found": found, "error": error, "disk": disk, "rank": order,
+        "sent": tensors, "gathered": gathered, "agreed": issubclass(AgreedError, ValueError),
     }  # fmt: skip

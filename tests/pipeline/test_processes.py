@@ -187,6 +187,7 @@ def test_what_the_main_process_makes(several):
         assert found["made"] == (rank == 0)
         assert found["found"] == {"a": (1, "b")}
         assert found["error"] == "AgreedError: there is no such folder"
+        assert found["disk"] == "AgreedError: the disk is full"
         assert found["rank"] == rank
         assert found["sent"][0].tolist() == [0, 1, 2]
         assert float(found["sent"][1].max()) < 1

@@ -305,3 +305,11 @@ def test_engines_that_keep_the_optimisers_state_are_refused(engine, digits_file,
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(ValueError, match=rf"{engine} keeps the optimiser's state .* --use_fsdp"):
         start("classify", ClassifyConfig(data=str(digits_file), **CLASSIFY), silent)
+
+
+def test_one_device_for_several_processes_is_refused(digits_file, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="device cuda:0 is one device, but there are several"):
+        start(
+            "classify", ClassifyConfig(data=str(digits_file), device="cuda:0", **CLASSIFY), silent
+        )
