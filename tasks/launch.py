@@ -106,9 +106,7 @@ def session(config: Any) -> Iterator[None]:
         )
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    wrapping = DistributedDataParallelKwargs(
-        broadcast_buffers=False, find_unused_parameters=_may_skip_parameters(config)
-    )
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=_may_skip_parameters(config))
     # Of several processes without a GPU it would set up none, unless it is told of the CPU.
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[wrapping])

@@ -18,6 +18,7 @@ from tensordict import TensorDict
 from attent.pipeline import (
     CheckpointFolder,
     Checkpoints,
+    ExampleError,
     JsonLog,
     Observer,
     Selections,
@@ -264,7 +265,10 @@ def _go_on(
     if config.report_to:
         observers.append(Trackers(config.report_to, folder.path, _result_options(config)))
     with noticing_the_lost(str(folder.path)):
-        state = fit(run.tick, state, observers=observers, donate=True)
+        try:
+            state = fit(run.tick, state, observers=observers, donate=True)
+        except ExampleError as error:
+            raise type(error)(f"{error}. {_how_to_go_on(error, config, folder)}") from error
 
     def save() -> None:
         save_as = COMMANDS[command].save
@@ -280,6 +284,16 @@ def _go_on(
     if unreadable.summary is not None:
         say(unreadable.summary)
     return state
+
+
+def _how_to_go_on(error: ExampleError, config: Any, folder: RunFolder) -> str:
+    """What can be done where an example has stopped a run."""
+    hint = f"What was done is saved: attent resume {folder.path} goes on from there"
+    if "cannot be fetched" in str(error) and not config.skip_unreadable:
+        hint += (
+            f"; with skip_unreadable: true in {folder.config} it passes over what cannot be read"
+        )
+    return hint
 
 
 def _write_weights(task: Task, state: TensorDict, path: Path) -> None:

@@ -88,8 +88,9 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
     elif path.is_dir():
         train, val = _folders(path)
     else:
+        what = f"{path} is one file, not a folder" if path.is_file() else f"there is no {path}"
         raise ConfigError(
-            f"data: there is no {path}; it is 'digits', 'scenes', a folder of "
+            f"data: {what}; it is 'digits', 'scenes', a folder of "
             "{train,val}/CLASS/IMAGE or of {train,val}-*.{tar,parquet,arrow}, or an .npz file of "
             "images and labels"
         )
@@ -146,7 +147,8 @@ def _reader(folder: Path, classes: list[str] | None = None) -> ImageFolder:
     try:
         return ImageFolder(folder, classes=classes)
     except ValueError as error:
-        raise ConfigError(f"data: {error}") from error
+        shards = "" if folder.is_dir() else "; shards would be train-*.{tar,parquet,arrow}, val-*"
+        raise ConfigError(f"data: {error}{shards}") from error
 
 
 def _shards(path: Path, split: str, classes: list[str] | None = None) -> Labelled | None:

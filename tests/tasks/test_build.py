@@ -227,6 +227,7 @@ def test_the_example_named_is_one_that_has_the_label(npz):
     ("options", "kind", "message"),
     [
         ({"data": "nowhere"}, ConfigError, "there is no nowhere; it is 'digits', 'scenes', a fold"),
+        ({"data": __file__}, ConfigError, r"test_build\.py is one file, not a folder; it is"),
         ({"data": "nowhere.npz"}, ConfigError, r"data: there is no nowhere\.npz; it is 'digits'"),
         ({"batch_size": 49}, ValueError, "batch_size 49 is above the 48 training examples"),
         ({"batch_size": 8, "accumulate": 9}, ValueError, "8 cannot be cut into 9 parts"),
