@@ -85,7 +85,9 @@ def _options(top: ArgumentParser, argv: Sequence[str]) -> list[str]:
     commands = top._subcommands_action
     command = commands.choices.get(argv[0]) if commands is not None and argv else None
     flags = [] if command is None else [a.option_strings for a in command._actions]
-    return [names[-1].removeprefix("--") for names in flags if names and "--help" not in names]
+    # A list may be added to, by its name with a plus.
+    named = [[name for name in names if not name.endswith("+")] for names in flags]
+    return [names[-1].removeprefix("--") for names in named if names and "--help" not in names]
 
 
 def rewritten(argv: Sequence[str]) -> tuple[bool, list[str]]:

@@ -30,7 +30,8 @@ OTHERS = ("resume", "report", "export", "merge", "evaluate", "predict")
         ("merge run --format timm", "unknown option 'format'; attent merge takes --output"),
         ("segment --target depth", "unknown option 'target'; it is of attent depth"),
         ("classify --allow_previous", "unknown option 'allow_previous'"),
-        ("plan segment --report_dir x", "'report_dir'; did you mean 'output_dir'?"),
+        ("plan segment --report_dir x", "'report_dir'; did you mean 'report_to'?"),
+        ("plan segment --beta 0.9", "'beta'; did you mean 'betas'?"),
         ("depth --headd dpt", "unknown option 'headd'; did you mean 'head'?"),
     ],
 )
