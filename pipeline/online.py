@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from attent.pipeline import rules
-from attent.pipeline.plan import TRAIN_COST, Phase, Plan, PlanError
+from attent.pipeline.plan import Phase, Plan, PlanError
 from attent.pipeline.quantile import above_quantile
-from attent.pipeline.recipes import tick
+from attent.pipeline.recipes import cost_of, tick
 from attent.pipeline.rules import Rule
 from attent.pipeline.score import score
 from attent.pipeline.select import select
@@ -121,7 +121,7 @@ def attent_online(
         ratio=ratio,
         interval=interval,
         score=rule.uses_scores,
-        score_cost=_cost(chosen),
+        score_cost=cost_of(chosen),
         redraw=rule.redraws,
     )
     scoring = None
@@ -183,7 +183,7 @@ def attent_threshold(
     keep = above_quantile(
         task, ratio=ratio, signal=chosen, step=step, batch_size=score_batch_size, chunk=chunk
     )
-    plan = threshold_plan(len(window), examples, ratio=ratio, score_cost=_cost(chosen))
+    plan = threshold_plan(len(window), examples, ratio=ratio, score_cost=cost_of(chosen))
     return tick(
         plan,
         refill=refill(window, keep=keep),
@@ -191,11 +191,6 @@ def attent_threshold(
         evaluate=evaluate,
         eval_every=eval_every,
     )
-
-
-def _cost(signal: Signal) -> int:
-    """Of measuring one example, in forwards."""
-    return TRAIN_COST if signal.backward else 1
 
 
 def _of_windows(

@@ -60,6 +60,11 @@ class Reader:
         ValueError: not a stream, or an iterator that should begin anew.
     """
 
+    @property
+    def again(self) -> bool:
+        """Whether the stream can be begun anew at its end."""
+        return not self._once
+
     def __init__(
         self, stream: Streamed, *, names: Sequence[str] = (), restart: bool = False
     ) -> None:

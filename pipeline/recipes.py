@@ -139,7 +139,7 @@ def attent_simple(
         epochs,
         ratio=ratio,
         score=fresh,
-        score_cost=_cost(chosen),
+        score_cost=cost_of(chosen),
         redraw=reselect or rule.redraws,
     )
     return tick(
@@ -211,7 +211,7 @@ def attent_complex(
         cycles=cycles,
         accounting="passes" if accounting == "passes" else "examples",
         score=fresh,
-        score_cost=_cost(chosen),
+        score_cost=cost_of(chosen),
         redraw=rule.redraws,
     )
     plan = _counted(plan, source, epochs, accounting)
@@ -236,8 +236,8 @@ def attent_complex(
     )
 
 
-def _cost(signal: Signal) -> int:
-    """Of measuring one example, in forwards."""
+def cost_of(signal: Signal) -> int:
+    """What a signal of one example costs, in forwards."""
     return TRAIN_COST if signal.backward else 1
 
 

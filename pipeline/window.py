@@ -244,8 +244,8 @@ def _ended(state: TensorDict, error: StreamEnded, window: Window) -> str:
     """What a stream's end means for the run."""
     seen, budget = number(state, "clock", "seen"), number(state, "plan", "budget")
     full = number(state, "window", "number") + 1
+    anew = "Window(..., restart=True) begins it anew. " if window.reader.again else ""
     return (
         f"{error}: {full:,} windows of {window.size:,} were full, and {seen:,} examples of a "
-        f"budget of {budget:,} were trained on. Window(..., restart=True) begins it anew; a budget "
-        f"of {seen:,} ends there"
+        f"budget of {budget:,} were trained on. {anew}A budget of {seen:,} ends there"
     )

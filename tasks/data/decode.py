@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -145,7 +146,8 @@ def _decoded(path: File) -> tuple[Image.Image, _Stored]:
             file.load()
         return file, stored
     except Exception as error:  # a damaged header leads Pillow into errors of any kind
-        raise ValueError(f"{_place(path)} cannot be read: {error}") from error
+        reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # its place is said
+        raise ValueError(f"{_place(path)} cannot be read: {reason}") from error
 
 
 def _stored(file: ImageFile) -> _Stored:

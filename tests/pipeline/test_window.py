@@ -267,7 +267,7 @@ def test_a_stream_that_ends_ends_the_run_with_its_state_saved(tmp_path):
     seen = Recorder()
     expected = (
         r"ended after 25 examples: 2 windows of 10 were full, and 8 examples of a budget of 100 "
-        r"were trained on.*restart=True.*a budget of 8 ends there"
+        r"were trained on.*restart=True.*A budget of 8 ends there"
     )
     with pytest.raises(StreamEnded, match=expected) as caught:
         fit(graph, initial_state(task, held), observers=[saver, seen])
@@ -289,6 +289,12 @@ def test_a_stream_that_ends_ends_the_run_with_its_state_saved(tmp_path):
     resumed = fit(tick_, restore(initialize(tick_, state), saved))
     assert int(resumed["clock", "seen"]) == 16
     assert resumed["window", "position"].tolist() == whole["window", "position"].tolist()
+
+
+def test_what_is_read_once_is_not_to_be_begun_anew():
+    graph, task, held = online((example(i) for i in range(25)), size=10, examples=100, ratio=0.4)
+    with pytest.raises(StreamEnded, match=r"were trained on\. A budget of 8 ends there"):
+        fit(graph, initial_state(task, held))
 
 
 def test_a_budget_that_the_stream_just_holds_is_spent():
