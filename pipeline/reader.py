@@ -60,11 +60,6 @@ class Reader:
         ValueError: not a stream, or an iterator that should begin anew.
     """
 
-    @property
-    def again(self) -> bool:
-        """Whether the stream can be begun anew at its end."""
-        return not self._once
-
     def __init__(
         self, stream: Streamed, *, names: Sequence[str] = (), restart: bool = False
     ) -> None:
@@ -97,6 +92,11 @@ class Reader:
     def __getstate__(self) -> dict[str, Any]:
         """A copy (in a worker process) knows its positions, and reads nothing."""
         return {**self.__dict__, "_stream": (), "_iterator": None, "_returned": {}, "_locate": None}
+
+    @property
+    def again(self) -> bool:
+        """Whether the stream can be begun anew at its end."""
+        return not self._once
 
     def read(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """The examples at these positions, which rise, as dictionaries; others are passed over.

@@ -21,7 +21,7 @@ from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
 from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
 from attent.pipeline.passes import OpenStream, Room
-from attent.pipeline.processes import AgreedError, Processes, processes
+from attent.pipeline.processes import AgreedError, processes
 from attent.pipeline.source import Source
 from attent.pipeline.stage import Stage
 from attent.pipeline.step import Compute, Draw, Seen, Step
@@ -181,7 +181,7 @@ class _Trainer:
             self.task.model.train()  # which is slow
         held = branch(state, "optim")
         bound = BoundOptimizer(self.optimizer, params, held, self.decays, self.scales)
-        world, books = processes(), _Books(state, self.observe)
+        books = _Books(state, self.observe)
         averages = _Averages(state, params, self.ema) if self.ema is not None else None
         stream, room = self.streams.at(state, room)
         # What is known of the whole tick's examples at once: a call costs more than its numbers.
@@ -194,7 +194,7 @@ class _Trainer:
                 index = self.streams.batch_at(room)
                 at = slice(room.offset - start, room.offset - start + len(index))
                 read = partial(next, stream)
-                dropout = books.key_of_dropout(world)
+                dropout = books.key_of_dropout()
                 draw = Draw(read=read, weight=weight[at], keys=keys[at], dropout=dropout)
                 seen = self.compute.gradients(draw, params, buffers)
                 if self.clip is not None:
@@ -245,9 +245,9 @@ class _Books:
         self._world = processes()
         self._later: list[tuple[int, Seen]] = []
 
-    def key_of_dropout(self, world: Processes) -> int:
+    def key_of_dropout(self) -> int:
         """Of the next step: another one in every process, whose examples are others."""
-        which = () if world.main else ("process", world.rank)
+        which = () if self._world.main else ("process", self._world.rank)
         return fold(self.seed, "dropout", self.step, *which)
 
     def commit(self, examples: int, tokens: int, seen: Seen, rate: float) -> None:

@@ -26,7 +26,6 @@ _LOST = re.compile(
 )
 """What gloo and NCCL say where another process does not answer any more."""
 
-
 _active: list[Accelerator] = []
 _whole: list[bool] = []
 
@@ -60,8 +59,12 @@ def noticing_the_lost(run: str) -> Iterator[None]:
 
 def launched() -> bool:
     """Whether a launcher has started this process, as one of several or with its own settings."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several or any(name.startswith("ACCELERATE_") for name in os.environ)
+    return _count() > 1 or any(name.startswith("ACCELERATE_") for name in os.environ)
+
+
+def _count() -> int:
+    """How many processes the launcher says it has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _asked(name: str) -> bool:
@@ -99,7 +102,7 @@ def session(config: Any) -> Iterator[None]:
                 "it; FSDP (accelerate launch --use_fsdp) shares out a language model that is too "
                 "large for one device"
             )
-    if ":" in config.device and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ":" in config.device and _count() > 1:
         raise ConfigError(
             f"device {config.device} is one device, but there are several processes: leave it to "
             "the launcher (device auto, or cpu)"
@@ -111,9 +114,9 @@ def session(config: Any) -> Iterator[None]:
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[wrapping])
     try:
-        if made.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        if made.num_processes != _count():
             raise ConfigError(
-                f"the launcher has started {os.environ['WORLD_SIZE']} processes, accelerate sees "
+                f"the launcher has started {_count()} processes, accelerate sees "
                 f"{made.num_processes}"
             )
         _active.append(made)

@@ -167,8 +167,7 @@ def resume(
         warn_of_changes(folder.environment, say)
         run = world.main_first(lambda: COMMANDS[command].build(config, initial=False))
         step = world.on_main(lambda: saved[0].fitted(run))
-        state = saved[0].state if saved else run.state
-        world.broadcast_state(state)
+        state = saved[0].state if saved else run.state  # `fit` gives the others the main one's
         world.on_main(lambda: _set_aside(store, step))
         say(f"resuming {folder.path} at step {step}")
         return _go_on(command, config, run, state, folder, say), folder
