@@ -19,16 +19,8 @@ from attent.pipeline.online import attent_online, attent_threshold, online_plan,
 from attent.pipeline.optimizer import Optimizer, adamw, sgd
 from attent.pipeline.permutation import Permutation
 from attent.pipeline.pipes import selected_pipe
-from attent.pipeline.plan import (
-    Phase,
-    Plan,
-    PlanError,
-    complex_plan,
-    full_plan,
-    in_tokens,
-    simple_plan,
-    spent,
-)
+from attent.pipeline.plan import Phase, Plan, PlanError, in_tokens, spent
+from attent.pipeline.plans import complex_plan, full_plan, simple_plan
 from attent.pipeline.processes import AgreedError, Processes, processes
 from attent.pipeline.quantile import above_quantile
 from attent.pipeline.reader import StreamEnded

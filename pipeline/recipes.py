@@ -9,14 +9,8 @@ from typing import Literal
 
 from attent.pipeline import rules, schedules
 from attent.pipeline.combinators import sequence, when
-from attent.pipeline.plan import (
-    TRAIN_COST,
-    Plan,
-    complex_plan,
-    full_plan,
-    in_tokens,
-    simple_plan,
-)
+from attent.pipeline.plan import TRAIN_COST, Plan, in_tokens
+from attent.pipeline.plans import complex_plan, full_plan, simple_plan
 from attent.pipeline.reschedule import reschedule
 from attent.pipeline.rules import Rule
 from attent.pipeline.schedules import Schedule

@@ -7,7 +7,7 @@ import torch
 
 import attent.pipeline as ap
 from attent.pipeline import Stage, assert_stage_laws, bare_state, initial_state, initialize, run
-from attent.pipeline.plan import complex_plan, full_plan
+from attent.pipeline.plans import complex_plan, full_plan
 from tests.streams import Again, online, threshold
 from tests.tiny import TinyTask, tiny_source, tiny_train
 
