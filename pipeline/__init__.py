@@ -20,11 +20,12 @@ from attent.pipeline.optimizer import Optimizer, adamw, sgd
 from attent.pipeline.permutation import Permutation
 from attent.pipeline.pipes import selected_pipe
 from attent.pipeline.plan import Phase, Plan, PlanError, in_tokens, spent
-from attent.pipeline.plans import complex_plan, full_plan, simple_plan
+from attent.pipeline.plans import complex_plan, full_plan, paced_plan, simple_plan
 from attent.pipeline.processes import AgreedError, Processes, processes
 from attent.pipeline.quantile import above_quantile
+from attent.pipeline.rank import aged, rank, reducible
 from attent.pipeline.reader import StreamEnded
-from attent.pipeline.recipes import attent_complex, attent_simple, full, tick
+from attent.pipeline.recipes import attent_complex, attent_paced, attent_simple, full, tick
 from attent.pipeline.reschedule import plan_of, reschedule
 from attent.pipeline.rules import Rule, hard, random, soft
 from attent.pipeline.schedules import (
@@ -81,10 +82,12 @@ __all__ = [
     "Window",
     "above_quantile",
     "adamw",
+    "aged",
     "allocate",
     "assert_stage_laws",
     "attent_complex",
     "attent_online",
+    "attent_paced",
     "attent_simple",
     "attent_threshold",
     "bare_state",
@@ -110,10 +113,13 @@ __all__ = [
     "initialize",
     "load_state",
     "online_plan",
+    "paced_plan",
     "per_example",
     "plan_of",
     "processes",
     "random",
+    "rank",
+    "reducible",
     "refill",
     "repeat",
     "reschedule",

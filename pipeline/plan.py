@@ -15,6 +15,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from attent.pipeline.keys import number
+from attent.pipeline.schedules import Schedule
+from attent.pipeline.threshold import count
 
 TRAIN_COST = 3
 """Forward and backward of one example, in forwards."""
@@ -32,9 +34,15 @@ class Phase:
         cycle: -1 before the first.
         ratio: share of the examples selected.
         size: examples in a pass.
-        passes: how many; 0 for as many as the budget has left.
+        passes: how many; 0 for as many as it takes to reach ``until``.
         score: measure every example first.
         redraw: select anew, with another key, before every pass.
+        since: share of the budget that is spent when the phase begins; asked where there is a
+            pace.
+        until: share of the budget at which a phase of ``passes`` 0 ends: with the pass whose end
+            is nearest. 1 for the end of the run.
+        pace: the ratio as a function of progress from ``since`` to ``until``, asked before each
+            pass; None for ``ratio`` in all of them.
     """
 
     cycle: int
@@ -43,6 +51,15 @@ class Phase:
     passes: int
     score: bool = False
     redraw: bool = False
+    since: float = 0.0
+    until: float = 1.0
+    pace: Schedule | None = None
+
+    def ratio_at(self, spent: float) -> float:
+        """The ratio of a pass that begins where this share of the budget is spent."""
+        if self.pace is None:
+            return self.ratio
+        return self.pace(min(1.0, max(0.0, (spent - self.since) / (self.until - self.since))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +112,40 @@ class Plan:
         if self.per_window:
             windows, left = divmod(left, sum(phase.size * phase.passes for phase in self.phases))
         for phase in self.phases:
-            spent = left if phase.passes == 0 else min(left, phase.size * phase.passes)
+            if phase.passes:
+                spent = min(left, phase.size * phase.passes)
+            else:
+                spent = min(left, sum(self._sizes(phase, self.examples - left)))
             spans.append((phase, windows * phase.size * phase.passes + spent))
             left -= spent
         return spans
+
+    def next_ratio(self, phase: Phase, spent: int) -> float | None:
+        """The ratio of the next pass of a phase of ``passes`` 0; None where it is over.
+
+        Args:
+            phase: of this plan.
+            spent: of the budget, in its unit.
+        """
+        ratio = phase.ratio_at(spent / self.budget)
+        end = phase.until * self.budget
+        # At the end of the pass that is nearest: the next one's would be further away.
+        over = phase.until < 1 and spent + ratio * self.pass_units / 2 >= end
+        return None if over else ratio
+
+    def _sizes(self, phase: Phase, begin: int) -> list[int]:
+        """Examples of each pass of a phase of ``passes`` 0 that begins after so many examples.
+
+        As if every rule selected as many as the ratio says; the last pass may exceed the budget.
+        """
+        sizes, used = [phase.size], begin + phase.size
+        while used < self.examples:
+            ratio = self.next_ratio(phase, round(used * self.pass_units / self.num_examples))
+            if ratio is None:
+                break
+            sizes.append(count(ratio, self.num_examples))
+            used += sizes[-1]
+        return sizes
 
     def entered(self, phase: Phase, spent: int) -> int:
         """How often a phase begins that trains on so many examples in all: once, but in windows."""
@@ -112,7 +159,15 @@ class Plan:
     @property
     def passes(self) -> float:
         """Passes in all, a pass that is cut short counted by its share."""
-        return sum(spent / phase.size for phase, spent in self.spans())
+        total, begin = 0.0, 0
+        for phase, spent in self.spans():
+            if phase.pace is None:
+                total += spent / phase.size
+            elif spent:
+                *whole, last = self._sizes(phase, begin)
+                total += len(whole) + (spent - sum(whole)) / last
+            begin += spent
+        return total
 
     @property
     def cost(self) -> int:

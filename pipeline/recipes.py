@@ -10,7 +10,7 @@ from typing import Literal
 from attent.pipeline import rules, schedules
 from attent.pipeline.combinators import sequence, when
 from attent.pipeline.plan import TRAIN_COST, Plan, in_tokens
-from attent.pipeline.plans import complex_plan, full_plan, simple_plan
+from attent.pipeline.plans import complex_plan, full_plan, paced_plan, simple_plan
 from attent.pipeline.reschedule import reschedule
 from attent.pipeline.rules import Rule
 from attent.pipeline.schedules import Schedule
@@ -141,6 +141,63 @@ def attent_simple(
         train=train,
         score=score if fresh else None,
         select=select(rule, signal=chosen.name),
+        evaluate=evaluate,
+        eval_every=eval_every,
+    )
+
+
+def attent_paced(
+    source: Source,
+    *,
+    train: Stage,
+    epochs: float,
+    ratio: Schedule | None = None,
+    first: int = 1,
+    last: float = 0.125,
+    rule: Rule | None = None,
+    signal: str = "loss",
+    rank: Stage | None = None,
+    accounting: Budget = "examples",
+    evaluate: Stage | None = None,
+    eval_every: float = 1.0,
+) -> Stage:
+    """One epoch on everything, then selected anew before every pass; the end is on everything.
+
+    Selects by what training has observed, so that no example is forwarded without being trained on.
+    The ratio goes with the budget spent, as the learning rate does.
+
+    Args:
+        source: the training examples.
+        train: a train stage that observes what is asked for.
+        epochs: the budget is ``epochs * N`` examples, or all their tokens so many times.
+        ratio: see `paced_plan`.
+        first: full epochs before the first selection.
+        last: share of the budget at whose end everything is trained on.
+        rule: `hard` by default.
+        signal: by which is selected.
+        rank: a stage that makes these scores of others before each selection; see `rank`.
+        accounting: ``examples`` (``passes`` is the same here) or ``tokens``.
+        evaluate: an evaluation stage.
+        eval_every: in multiples of all examples (or their tokens).
+
+    Raises:
+        PlanError: nothing of the budget is left to select in.
+        ValueError: nobody writes the scores; none are observed before the first selection.
+    """
+    rule = rule or rules.hard()
+    if rule.uses_scores:
+        if rank is None:
+            _must_observe(train, signal)
+        elif ("scores", signal) not in rank.write_keys:
+            raise ValueError(f"stage {rank.name!r} does not write scores/{signal}")
+        if first < 1:
+            raise ValueError("scores are observed in the first epochs: at least 1, got 0")
+    plan = paced_plan(len(source), epochs, ratio=ratio, first=first, last=last)
+    chosen = select(rule, signal=signal)
+    return tick(
+        _counted(plan, source, epochs, accounting),
+        train=train,
+        select=chosen if rank is None else sequence("rank and select", rank, chosen),
         evaluate=evaluate,
         eval_every=eval_every,
     )

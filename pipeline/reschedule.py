@@ -40,7 +40,7 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
         over = used >= number(due, "budget")
         if offset and offset >= number(due, "size"):
             # A pass that the budget cuts short keeps its offset: it was not made whole.
-            _end_pass(clock, due, plan, over)
+            _end_pass(clock, due, plan, used)
         pause = number(due, "pause")
         if gap and offset and (over or used >= pause):
             _set(due, "eval_due", True)
@@ -95,23 +95,30 @@ def plan_of(graph: Stage) -> Plan:
     raise ValueError(f"graph {graph.name!r} has no reschedule stage")
 
 
-def _end_pass(clock: TensorDict, due: TensorDict, plan: Plan, over: bool) -> None:
+def _end_pass(clock: TensorDict, due: TensorDict, plan: Plan, used: int) -> None:
     """Count the pass; go on to the next phase if this one has made all of its own."""
     index, epoch = number(clock, "phase"), number(clock, "epoch") + 1
     _set(clock, "epoch", epoch)
     _set(clock, "passes", number(clock, "passes") + 1)
     _set(clock, "offset", 0)
-    if over:
+    if used >= plan.budget:
         return
     phase = plan.phases[index]
     last = index + 1 == len(plan.phases)
-    if phase.passes and epoch >= phase.passes and (plan.per_window or not last):
+    ratio: float | None = phase.ratio
+    if phase.passes == 0:
+        ratio = plan.next_ratio(phase, used)
+    elif epoch >= phase.passes:
+        ratio = None
+    if ratio is None and (plan.per_window or not last):
         following, window = 0 if last else index + 1, number(clock, "cycle") + last
         _enter(clock, due, plan.phases[following], following)
         if plan.per_window:  # the cycle is the window, and a phase after the last needs another
             _set(clock, "cycle", window)
             _set(due, "window_due", last)
     elif phase.redraw:
+        if ratio is not None:
+            place(due, "ratio", torch.tensor(ratio, dtype=torch.float64))
         _set(due, "select_due", True)
 
 

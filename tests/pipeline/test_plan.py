@@ -18,6 +18,7 @@ from attent.pipeline import (
     full_plan,
     incremental,
     incremental_interval,
+    paced_plan,
     simple_plan,
 )
 
@@ -342,3 +343,40 @@ def test_nothing_left_after_the_first_epochs():
 def test_unknown_accounting():
     with pytest.raises(ValueError, match=r"accounting.*'epochs'"):
         complex_plan(100, 60, accounting="epochs")  # type: ignore[arg-type]
+
+
+def test_a_paced_plan_by_hand():
+    plan = paced_plan(100, 4, ratio=constant(0.5))
+    # 100 first; 350 is reached by five passes of 50, then 50 examples of everything.
+    assert rows(plan) == [(-1, 100, 1, False), (0, 50, 0, False), (0, 100, 0, False)]
+    assert [spent for _, spent in plan.spans()] == [100, 250, 50]
+    assert plan.passes == 1 + 5 + 0.5
+    # Nothing is scored: three forwards' worth for each example, and saved is what 6.5 epochs cost.
+    assert plan.cost == 3 * 400
+    assert plan.saving == pytest.approx(1 - 4 / 6.5)
+    assert plan.warnings() == []
+
+
+def test_the_passes_of_a_paced_plan_grow():
+    plan = paced_plan(100, 8, ratio=incremental(0.2, 0.8), last=0.0)
+    (_, first), (_, rest) = plan.spans()
+    assert (first, rest) == (100, 700)
+    # Begun after s examples, a pass is of 20 + 60 (s - 100) / 700; the last is cut to the budget.
+    sizes, spent = [], 100
+    while spent < 800:
+        sizes.append(math.floor(20 + 60 * (spent - 100) / 700 + 1e-6))
+        spent += sizes[-1]
+    assert plan.passes == pytest.approx(
+        1 + len(sizes) - 1 + (sizes[-1] - (spent - 800)) / sizes[-1]
+    )
+
+
+def test_a_paced_plan_that_does_not_fit():
+    with pytest.raises(PlanError, match=r"100 \+ 25 = 125 examples; raise epochs above 1.2809"):
+        paced_plan(100, 1.14, last=0.2193)
+    with pytest.raises(PlanError, match="raise epochs above 1"):
+        paced_plan(100, 1, last=0)
+    with pytest.raises(ValueError, match="at least 0"):
+        paced_plan(100, 3, first=-1)
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        paced_plan(100, 3, last=1.0)

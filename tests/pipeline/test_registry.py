@@ -125,6 +125,26 @@ STAGES = {
     "attent_simple": lambda: _recipe(
         lambda t, s, trainer, measure: ap.attent_simple(s, train=trainer, epochs=2), observe=True
     ),
+    "attent_paced": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.attent_paced(s, train=trainer, epochs=3), observe=True
+    ),
+    "attent_paced ranked": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.attent_paced(
+            s, train=trainer, epochs=3, signal="aged", rank=ap.aged(len(s), bonus=1.0)
+        ),
+        "select_due",
+        observe=True,
+    ),
+    "rank": lambda: _ready(
+        lambda t, s: ap.rank(
+            "twice",
+            lambda state: 2 * state["scores", "loss"],
+            reads={("scores", "loss")},
+            num_examples=len(s),
+        )
+    ),
+    "reducible": lambda: _ready(lambda t, s: ap.reducible(torch.arange(len(s)) / 3)),
+    "aged": lambda: _ready(lambda t, s: ap.aged(len(s), bonus=0.5)),
     "attent_complex": lambda: _recipe(
         lambda t, s, trainer, measure: ap.attent_complex(
             t, s, train=trainer, epochs=12, cycles=2, evaluate=measure

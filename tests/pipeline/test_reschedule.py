@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,6 +23,7 @@ from attent.pipeline import (
     incremental,
     incremental_interval,
     initialize,
+    paced_plan,
     plan_of,
     reschedule,
     run,
@@ -120,6 +122,9 @@ def sizes_by_phase(log: Log) -> list[tuple[int, int, int]]:
         complex_plan(50, 9, ratio=constant(0.01), interval=fixed_interval(2), cycles=3, first=0),
         simple_plan(100, 4, ratio=0.7),
         full_plan(64, 3.5),
+        paced_plan(100, 3, ratio=constant(0.3), last=0),
+        paced_plan(100, 4, ratio=constant(0.3)),
+        paced_plan(100, 4, ratio=constant(0.5), first=0),
     ],
     ids=lambda plan: f"{plan.name}-{plan.num_examples}-{len(plan.phases)}",
 )
@@ -302,3 +307,32 @@ def test_a_state_of_another_plan_is_refused():
     state = initialize(reschedule(full_plan(20, 1)), bare_state(20))
     with pytest.raises(ValueError, match="a plan of 20 examples, this one is of 60"):
         initialize(reschedule(full_plan(20, 3)), state)
+
+
+def test_a_paced_phase_by_hand():
+    plan = paced_plan(100, 8, ratio=incremental(0.2, 0.8))
+    log = drive(plan)
+    # Of 800 examples 100 are first and 100 last; over the 600 between them the ratio rises by 0.1
+    # for each 100. The passes begin after 100, 120, 142, 166, 192, ... examples: 0.2, 0.22, 0.242,
+    # 0.266, 0.292, ...
+    sizes = [size for _, size in log.passes]
+    assert sizes[:6] == [100, 20, 22, 24, 26, 29]
+    # Each begins where those before it end; the last part begins with the end nearest to 700.
+    selected = sizes[1:]
+    spent = list(itertools.accumulate(selected, initial=100))
+    expected = [math.floor(100 * (0.2 + 0.6 * (s - 100) / 600) + 1e-6) for s in spent]
+    paced = [size for phase, size in log.passes if phase == 1]
+    assert paced == expected[: len(paced)]
+    ended = 100 + sum(paced)
+    assert abs(ended - 700) <= paced[-1] / 2
+    assert log.seen[-1] == 800
+    assert clock(log.state)[0] == 2
+
+
+def test_the_end_of_a_paced_phase_is_the_nearest_pass():
+    # 100 + 50 k: 350 of 400 is the end of the fifth pass; at an end of 340 and of 330 too, at 320
+    # that of the fourth: 300.
+    for last, passes in ((50, 5), (60, 5), (70, 5), (80, 4)):
+        plan = paced_plan(100, 4, ratio=constant(0.5), last=last / 400)
+        log = drive(plan)
+        assert [size for phase, size in log.passes if phase == 1] == [50] * passes

@@ -1,0 +1,69 @@
+"""attent_paced: what it trains on, run to its end."""
+
+import itertools
+
+import pytest
+import torch
+
+from attent.pipeline import (
+    Observer,
+    aged,
+    attent_paced,
+    constant,
+    fit,
+    hard,
+    initial_state,
+    random,
+)
+from tests.tiny import TinyTask, tiny_source, tiny_train
+
+
+class Selected(Observer):
+    """The selection at each new pass: pass -> (ratio, mask)."""
+
+    def __init__(self):
+        self.passes = {}
+
+    def tick(self, state):
+        number = int(state["clock", "passes"])
+        if not bool(state["plan", "select_due"]):
+            self.passes.setdefault(number, (float(state["plan", "ratio"]), state["mask"].clone()))
+
+
+def ran(rule=None, *, epochs=4, observe=True, **options):
+    task, source = TinyTask(), tiny_source()
+    trainer = tiny_train(task, source, steps=2, observe=observe)
+    tick = attent_paced(source, train=trainer, epochs=epochs, rule=rule, **options)
+    seen = Selected()
+    return fit(tick, initial_state(task, source, seed=3), observers=[seen]), seen
+
+
+def test_every_forward_is_trained_on_and_the_budget_is_spent():
+    state, seen = ran(ratio=constant(0.5))
+    assert int(state["clock", "seen"]) == 80 == int(state["ledger", "forwarded"])
+    assert int(state["ledger", "backwarded"]) == 80
+    sizes = [int(mask.sum()) for _, mask in seen.passes.values()]
+    # 20; then 10 each until the end nearest to 70; then everything.
+    assert sizes == [20, 10, 10, 10, 10, 10, 20]
+
+
+def test_it_selects_anew_by_what_was_seen_last():
+    _, seen = ran(hard(), ratio=constant(0.5))
+    masks = [mask for _, mask in seen.passes.values()][1:-1]
+    # Those trained on fall below the others: the choice moves.
+    assert any(not torch.equal(a, b) for a, b in itertools.pairwise(masks))
+
+
+def test_a_rule_without_scores_needs_none():
+    state, _ = ran(random(), observe=False, first=0, ratio=constant(0.25), last=0.0)
+    assert int(state["clock", "seen"]) == 80
+    assert int(state["clock", "passes"]) == 16
+
+
+def test_what_cannot_be():
+    with pytest.raises(ValueError, match="does not observe loss"):
+        ran(observe=False)
+    with pytest.raises(ValueError, match="first epochs: at least 1"):
+        ran(first=0)
+    with pytest.raises(ValueError, match="'rank by aged' does not write scores/loss"):
+        ran(rank=aged(20, bonus=1.0))
