@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -166,41 +166,87 @@ def moments(optimizer: Optimizer, params: Mapping[str, Tensor]) -> TensorDict:
     return held
 
 
-class BoundOptimizer:
-    """A torch optimiser whose parameters and moments are the state's own tensors.
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What the updates of a tick are made of: an optimiser, and what of a state it updates.
 
-    When the steps are done, or one of them has failed, call ``close``.
-
-    Args:
+    Attributes:
         optimizer: what to make.
         params: name -> the module's parameter, bound to the state's storage.
         held: ``optim`` of the state, as from `moments`.
         decay: (name, parameter) -> whether weight decay applies.
         scales: multipliers of the learning rate by name; 1 for those left out.
+        clip: largest Euclidean norm of the gradient; None for no clipping.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        params: Mapping[str, nn.Parameter],
-        held: TensorDict,
-        decay: Callable[[str, Tensor], bool],
-        scales: Mapping[str, float] | None = None,
-    ) -> None:
-        self.spec = optimizer
+    optimizer: Optimizer
+    params: Mapping[str, nn.Parameter]
+    held: TensorDict
+    decay: Callable[[str, Tensor], bool]
+    scales: Mapping[str, float] = field(default_factory=dict)
+    clip: float | None = None
+
+    def make(self, params: Mapping[str, nn.Parameter] | None = None) -> torch.optim.Optimizer:
+        """A torch optimiser, its groups those that differ in decay or scale.
+
+        Args:
+            params: what it updates, by the same names; None for the parameters themselves.
+        """
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-        for name, parameter in params.items():
-            kind = decay(name, parameter), (scales or {}).get(name, 1.0)
-            groups.setdefault(kind, []).append(parameter)
-        self.torch = optimizer.make(
+        for name, parameter in self.params.items():
+            kind = self.decay(name, parameter), self.scales.get(name, 1.0)
+            groups.setdefault(kind, []).append(params[name] if params else parameter)
+        return self.optimizer.make(
             [
                 {"params": members, "decays": decayed, "scale": scale}
                 for (decayed, scale), members in sorted(groups.items(), key=lambda g: g[0])
             ]
         )
+
+    def set_rates(self, groups: Groups, progress: float) -> float:
+        """Enter the rates of a step into an optimiser's groups; returns the one before scales.
+
+        Args:
+            groups: as from `make`.
+            progress: share of the budget spent when the step is done, in [0, 1].
+        """
+        rate = self.optimizer.lr(progress)
+        decay = self.optimizer.weight_decay(progress)
+        for group in groups:
+            group["lr"] = rate * group["scale"]
+            group["progress"] = progress  # for optimisers that go by it
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        return rate
+
+
+class Updates(Protocol):
+    """Who makes a tick's updates, within a ``with`` block that all processes enter and leave.
+
+    When it is left, weights and moments are in the state; weights are after every step.
+    """
+
+    def __enter__(self) -> Updates: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
+
+    def step(self, progress: float) -> float:
+        """Update the parameters by their gradients, which are cleared; returns the learning rate.
+
+        Args:
+            progress: share of the budget spent when this step is done, in [0, 1].
+        """
+        ...
+
+
+class BoundOptimizer:
+    """A torch optimiser whose parameters and moments are the state's own tensors."""
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
+        self.torch = bound.make()
         self._held: list[tuple[dict[str, Any], str, Tensor]] = []
-        for name, parameter in params.items():
-            entry = find(held, name)
+        for name, parameter in bound.params.items():
+            entry = find(bound.held, name)
             if isinstance(entry, TensorDict):
                 for (moment,), value in leaves(entry):
                     moments_of = self.torch.state[parameter]
@@ -208,20 +254,18 @@ class BoundOptimizer:
                     self._held.append((moments_of, moment, value))
 
     def step(self, progress: float) -> float:
-        """Update the parameters by their gradients; returns the learning rate before scales.
-
-        Args:
-            progress: share of the budget spent when this step is done, in [0, 1].
-        """
-        rate = self.spec.lr(progress)
-        for group in self.torch.param_groups:
-            group["lr"] = rate * group["scale"]
-            group["progress"] = progress  # for optimisers that go by it
-            group["weight_decay"] = self.spec.weight_decay(progress) if group["decays"] else 0.0
+        """See `Updates`; the learning rate before scales."""
+        if self.bound.clip is not None:
+            nn.utils.clip_grad_norm_(list(self.bound.params.values()), self.bound.clip)
+        rate = self.bound.set_rates(self.torch.param_groups, progress)
         self.torch.step()
+        self.torch.zero_grad(set_to_none=True)
         return rate
 
-    def close(self) -> None:
+    def __enter__(self) -> BoundOptimizer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None = None, *rest: object) -> None:
         """Bring home moments that the optimiser has replaced instead of updated."""
         for moments_of, moment, value in self._held:
             if moments_of[moment] is not value:

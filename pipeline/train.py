@@ -6,7 +6,6 @@ optimiser: hooks, compilation and wrappers see what they would see in any traini
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
-from attent.pipeline.optimizer import BoundOptimizer, Optimizer, decays, moments
+from attent.pipeline.optimizer import Bound, BoundOptimizer, Optimizer, Updates, decays, moments
 from attent.pipeline.passes import OpenStream, Room
 from attent.pipeline.processes import AgreedError, processes
 from attent.pipeline.source import Source
@@ -54,6 +53,7 @@ def train(
     ema: float | None = None,
     loading: Loading | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
+    updates: Callable[[Bound], Updates] = BoundOptimizer,
     name: str = "train",
 ) -> Stage:
     """Train on the examples in force for up to ``steps`` optimiser steps.
@@ -83,6 +83,7 @@ def train(
         wrap: the model -> the same, averaging its gradients over several processes, such as
             ``accelerator.prepare_model``; None for torch's DistributedDataParallel. Not asked
             where there is one process.
+        updates: who makes the updates of a tick; torch's optimiser unless told otherwise.
         name: of the stage.
 
     Raises:
@@ -108,7 +109,7 @@ def train(
         raise ValueError("gradient norms cannot be observed in a compiled model: compile=False")
     compute = Compute(task, source, step, norms="grad_norm" in observed, wrap=wrap)
     streams = OpenStream(source, step.batch_size, loading)
-    trainer = _Trainer(compute, streams, optimizer, steps, observed, ema)
+    trainer = _Trainer(compute, streams, optimizer, updates, steps, observed, ema)
     averages = set() if ema is None else {("ema",)}
     scores = {("scores", entry) for entry in (*observed, "step")} if observed else set()
     writes = {"params", "buffers", "optim"} | FIGURES | scores | averages | {
@@ -144,16 +145,16 @@ class _Trainer:
         compute: Compute,
         streams: OpenStream,
         optimizer: Optimizer,
+        updates: Callable[[Bound], Updates],
         steps: int,
         observe: tuple[str, ...],
         ema: float | None,
     ) -> None:
         self.compute, self.task, self.source = compute, compute.task, compute.source
         self.streams = streams
-        self.optimizer = optimizer
+        self.optimizer, self.updates = optimizer, updates
         self.decays = decays(self.task.model)
         self.scales = optimizer.scales_of(self.task.model)
-        self.clip = compute.step.clip
         self.steps = steps
         self.observe = observe
         self.ema = ema
@@ -179,8 +180,14 @@ class _Trainer:
         params, buffers = bind(self.task.model, state)
         if not all(module.training for module in self.task.model.modules()):
             self.task.model.train()  # which is slow
-        held = branch(state, "optim")
-        bound = BoundOptimizer(self.optimizer, params, held, self.decays, self.scales)
+        bound = Bound(
+            optimizer=self.optimizer,
+            params=params,
+            held=branch(state, "optim"),
+            decay=self.decays,
+            scales=self.scales,
+            clip=self.compute.step.clip,
+        )
         books = _Books(state, self.observe)
         averages = _Averages(state, params, self.ema) if self.ema is not None else None
         stream, room = self.streams.at(state, room)
@@ -189,7 +196,7 @@ class _Trainer:
         keys = view_keys(books.seed, ahead, purpose="train", passes=books.passes)
         weight = tensor(state, "weight")[ahead].to(self.compute.device)
         start = room.offset
-        with global_generators(self.compute.device), contextlib.closing(bound), books:
+        with global_generators(self.compute.device), self.updates(bound) as updates, books:
             for _ in range(self.steps):
                 index = self.streams.batch_at(room)
                 at = slice(room.offset - start, room.offset - start + len(index))
@@ -197,14 +204,11 @@ class _Trainer:
                 dropout = books.key_of_dropout()
                 draw = Draw(read=read, weight=weight[at], keys=keys[at], dropout=dropout)
                 seen = self.compute.gradients(draw, params, buffers)
-                if self.clip is not None:
-                    nn.utils.clip_grad_norm_(list(params.values()), self.clip)
                 tokens = self.streams.tokens_of(index)
                 room = room.after(len(index), tokens)
-                rate = bound.step(room.progress)
+                rate = updates.step(room.progress)
                 if averages is not None:
                     averages.update()
-                bound.torch.zero_grad(set_to_none=True)
                 books.commit(len(index), tokens, seen, rate)
                 if room.ended:
                     break
