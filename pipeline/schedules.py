@@ -6,7 +6,7 @@ Of the cycle (ratio, interval) or of the budget spent (learning rate, weight dec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Schedule = Callable[[float], float]
 
@@ -67,6 +67,74 @@ def constant(ratio: float) -> Schedule:
     """
     _check_ratio(ratio=ratio)
     return lambda progress: ratio
+
+
+def cyclic(sizes: Sequence[float] = (0.25, 0.5, 1.0), *, cycles: int) -> Schedule:
+    """A ratio that goes through some sizes to the last and back, again and again.
+
+    With the sizes .25, .5, 1, cycle by cycle: .25, .5, 1, .5, .25, .5, 1, ... Cyclical Curriculum
+    Learning, published with such sizes, draws the subsets by `inverse` of fixed scores, one pass
+    each. A pass over a subset costs its size: these sizes are .5625 of full passes, on average.
+
+    Args:
+        sizes: ratios, each in (0, 1].
+        cycles: of the plan, C: progress c / (C - 1) is the c-th size.
+
+    Raises:
+        ValueError: no size, one outside (0, 1], fewer than one cycle.
+
+    References:
+        Kesgin, Amasyali: Cyclical Curriculum Learning. IEEE TNNLS 2023 (arXiv:2202.05531).
+    """
+    if not sizes:
+        raise ValueError("cyclic needs at least one size")
+    for i, size in enumerate(sizes):
+        _check_ratio(**{f"size {i} of cyclic": size})
+    _check_cycles(cycles)
+    there_and_back = [*sizes, *sizes[-2:0:-1]]
+
+    def ratio(progress: float) -> float:
+        return there_and_back[round(_progress(progress) * (cycles - 1)) % len(there_and_back)]
+
+    return ratio
+
+
+def geometric(initial: float = 0.04, growth: float = 1.5, *, cycles: int) -> Schedule:
+    """A ratio that grows by a factor from cycle to cycle, up to everything.
+
+    ``min(1, initial * growth ** (p * (C - 1)))``: with the default, .04, .06, .09, ..., and 1 from
+    the ninth cycle on. The pace of exposure of self-paced learning, with `easy` (or, with `hard`,
+    its opposite).
+
+    Args:
+        initial: the ratio of the first cycle, in (0, 1].
+        growth: above 1.
+        cycles: of the plan, C.
+
+    Raises:
+        ValueError: a value out of range.
+
+    References:
+        Kumar, Packer, Koller: Self-Paced Learning for Latent Variable Models. NeurIPS 2010.
+        Hacohen, Weinshall: On The Power of Curriculum Learning in Training Deep Networks. ICML 2019
+        (exponential pacing).
+    """
+    _check_ratio(initial_ratio=initial)
+    if not (growth > 1 and math.isfinite(growth)):
+        raise ValueError(f"growth must be above 1, got {growth}")
+    _check_cycles(cycles)
+    top = math.log(1 / initial) / math.log(growth)  # cycles until everything
+
+    def ratio(progress: float) -> float:
+        grown = _progress(progress) * (cycles - 1)
+        return 1.0 if grown >= top else min(1.0, initial * growth**grown)
+
+    return ratio
+
+
+def _check_cycles(cycles: int) -> None:
+    if cycles < 1 or cycles != int(cycles):
+        raise ValueError(f"cycles must be a whole number of at least 1, got {cycles}")
 
 
 def fixed_interval(initial: int) -> Schedule:

@@ -16,6 +16,7 @@ from attent.pipeline import (
     incremental_interval,
     warmup_cosine,
 )
+from attent.pipeline.schedules import cyclic, geometric
 
 ratios = st.floats(0.001, 1)
 progress = st.floats(0, 1)
@@ -71,6 +72,64 @@ def test_constant(ratio, p):
     assert constant(ratio)(p) == ratio
 
 
+def test_cyclic_goes_there_and_back():
+    ratio = cyclic(cycles=10)
+    there_and_back = [0.25, 0.5, 1, 0.5]
+    assert [ratio(c / 9) for c in range(10)] == [*there_and_back, *there_and_back, 0.25, 0.5]
+    # Of one size there is no back; of two, it is the first.
+    assert [cyclic([0.3], cycles=3)(p) for p in (0, 0.5, 1)] == [0.3, 0.3, 0.3]
+    assert [cyclic([0.3, 0.6], cycles=4)(c / 3) for c in range(4)] == [0.3, 0.6, 0.3, 0.6]
+    assert cyclic(cycles=1)(1.0) == 0.25
+
+
+@given(st.integers(2, 60), st.lists(ratios, min_size=3, max_size=3))
+def test_cyclic_takes_every_step(cycles, sizes):
+    # Whatever c / (C - 1) rounds to.
+    ratio, (a, b, c) = cyclic(sizes, cycles=cycles), sizes
+    assert [ratio(i / (cycles - 1)) for i in range(cycles)] == ([a, b, c, b] * 15)[:cycles]
+
+
+def test_geometric_by_hand():
+    # 0.04 * 1.5^8 = 1.025: everything from the ninth on.
+    ratio = geometric(cycles=10)
+    expected = [0.04, 0.06, 0.09, 0.135, 0.2025, 0.30375, 0.455625, 0.6834375, 1, 1]
+    assert [ratio(c / 9) for c in range(10)] == pytest.approx(expected)
+    assert ratio(1) == 1.0
+    # Doubling thrice reaches exactly 1, where no scores are asked for.
+    assert [geometric(0.125, 2, cycles=4)(c / 3) for c in range(4)] == pytest.approx(
+        [0.125, 0.25, 0.5, 1]
+    )
+    assert geometric(0.125, 2, cycles=4)(1.0) == 1.0
+    assert geometric(0.5, 1e300, cycles=1000)(1.0) == 1.0  # no overflow
+    assert geometric(0.3, cycles=1)(1.0) == 0.3
+
+
+def test_a_plan_of_geometric_and_cyclic():
+    plan = complex_plan(100, 20, ratio=cyclic(cycles=5), interval=fixed_interval(1), cycles=5)
+    subset = [phase.size for phase in plan.phases if phase.score]
+    assert subset == [25, 50, 50, 25]  # the third is of everything
+    plan = complex_plan(100, 20, ratio=geometric(cycles=5), interval=fixed_interval(1), cycles=5)
+    # 4, 6, 9, 13.5, 20.25.
+    assert [phase.size for phase in plan.phases if phase.score] == [4, 6, 9, 13, 20]
+
+
+def test_cyclic_and_geometric_out_of_range():
+    with pytest.raises(ValueError, match="cyclic needs at least one size"):
+        cyclic([], cycles=3)
+    with pytest.raises(ValueError, match=r"size 1 of cyclic must be in \(0, 1\], got 1.5"):
+        cyclic([0.5, 1.5], cycles=3)
+    with pytest.raises(ValueError, match=r"initial_ratio must be in \(0, 1\], got 0"):
+        geometric(0.0, cycles=3)
+    for growth in (1.0, 0.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="growth must be above 1, got"):
+            geometric(0.1, growth, cycles=3)
+    for cycles in (0, 2.5):
+        with pytest.raises(ValueError, match="cycles must be a whole number of at least 1, got"):
+            cyclic(cycles=cycles)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="cycles must be a whole number of at least 1, got"):
+            geometric(cycles=cycles)  # type: ignore[arg-type]
+
+
 def test_a_single_cycle_is_at_the_end():
     plan = complex_plan(
         100, 20, ratio=cosine(0.2, 0.6), interval=incremental_interval(2, 7), cycles=1
@@ -97,7 +156,14 @@ def test_constant_out_of_range(ratio):
 @pytest.mark.parametrize("p", [-0.01, 1.01, float("nan")])
 @pytest.mark.parametrize(
     "schedule",
-    [cosine(0.2, 0.8), incremental(0.2, 0.8), incremental_interval(5, 50), warmup_cosine(0.1)],
+    [
+        cosine(0.2, 0.8),
+        incremental(0.2, 0.8),
+        cyclic(cycles=4),
+        geometric(cycles=4),
+        incremental_interval(5, 50),
+        warmup_cosine(0.1),
+    ],
 )
 def test_progress_out_of_range(schedule, p):
     with pytest.raises(ValueError, match=r"progress is in \[0, 1\], got"):
