@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import torch
 from tensordict import TensorDict
@@ -18,6 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
+from attent.pipeline.observed import Observe, Observed, observed_signals
 from attent.pipeline.optimizer import Bound, BoundOptimizer, Optimizer, Updates, decays, moments
 from attent.pipeline.passes import OpenStream, Room
 from attent.pipeline.processes import AgreedError, processes
@@ -49,7 +49,7 @@ def train(
     optimizer: Optimizer,
     step: Step | None = None,
     steps: int = 50,
-    observe: bool | Literal["loss", "grad_norm"] = False,
+    observe: Observe = False,
     ema: float | None = None,
     loading: Loading | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
@@ -73,9 +73,10 @@ def train(
         step: batch size, accumulation, clipping, precision, compilation.
         steps: optimiser steps in a tick, at most.
         observe: record scores from the training step itself, under augmentation and dropout and at
-            weights that move; ``scores/step`` says when. ``"loss"`` (or True) is free;
-            ``"grad_norm"`` records the norm of each example's gradient too, for a part of a step
-            more (see `attent.pipeline.ghost`).
+            weights that move; ``scores/step`` says when. One signal of
+            `attent.pipeline.observed.Observed` or several: ``"loss"`` (or True),
+            ``"relative_loss"`` and ``"loss_drop"`` are free; ``"grad_norm"`` records the norm of
+            each example's gradient too, for a part of a step more (see `attent.pipeline.ghost`).
         ema: keep an exponential moving average of the parameters too, as ``ema``: after each step
             it is ``ema`` of what it was and the rest of what they are. It starts at the initial
             parameters. In [0, 1); `evaluate` can measure it.
@@ -104,7 +105,7 @@ def train(
         raise ValueError(
             f"batch_size {step.batch_size} is above the {num_examples} training examples"
         )
-    observed = _observed(observe)
+    observed = observed_signals(observe)
     if "grad_norm" in observed and step.compile:
         raise ValueError("gradient norms cannot be observed in a compiled model: compile=False")
     compute = Compute(task, source, step, norms="grad_norm" in observed, wrap=wrap)
@@ -127,14 +128,6 @@ def train(
         provides={"optim"} | FIGURES | averages | (scores - {("scores", "step")}),
         note=f"{optimizer.name}, batches of {step.batch_size}, up to {steps} steps a tick",
     )
-
-
-def _observed(observe: bool | str) -> tuple[str, ...]:
-    """The signals that are recorded."""
-    kinds = {False: (), True: ("loss",), "loss": ("loss",), "grad_norm": ("loss", "grad_norm")}
-    if observe not in kinds:
-        raise ValueError(f"observe is loss, grad_norm, True or False, not {observe!r}")
-    return kinds[observe]
 
 
 class _Trainer:
@@ -244,10 +237,9 @@ class _Books:
         self._trained = self._tokens = 0
         self._rate = float(tensor(state, "metrics", "lr"))
         self._average = float(tensor(state, "metrics", "train_loss"))
-        self._scores = {signal: tensor(state, "scores", signal) for signal in observe}
-        self._stamps = tensor(state, "scores", "step") if observe else None
+        self._observed = Observed(state, observe)
         self._world = processes()
-        self._later: list[tuple[int, Seen]] = []
+        self._later: list[tuple[int, float, Seen]] = []
 
     def key_of_dropout(self) -> int:
         """Of the next step: another one in every process, whose examples are others."""
@@ -272,34 +264,22 @@ class _Books:
         else:
             self._average += (1 - AVERAGE) * (seen.mean - self._average)
         if self._world.alone:
-            self._record(seen.index, self.step, seen.losses, seen.norms)
-        elif self._stamps is not None:
-            self._later.append((self.step, seen))
-
-    def _record(
-        self, index: Tensor, step: int | Tensor, losses: Tensor, norms: Tensor | None
-    ) -> None:
-        """Write what was observed of some examples."""
-        if self._stamps is None:
-            return
-        self._stamps[index] = step if isinstance(step, int) else step.to(self._stamps.dtype)
-        for signal, measured in (("loss", losses), ("grad_norm", norms)):
-            if signal in self._scores and measured is not None:
-                scores = self._scores[signal]
-                measured = measured.to(scores.device, scores.dtype)
-                # An example of weight 0 shows no gradient: its score stays what it was.
-                scores[index] = torch.where(measured.isnan(), scores[index], measured)
+            self._observed.record(seen.index, self.step, seen.losses, seen.norms, self._average)
+        elif self._observed:
+            self._later.append((self.step, self._average, seen))
 
     def _gather(self) -> None:
         """Record what all processes have observed since the last time."""
-        seen = [one for _, one in self._later]
-        steps = torch.cat([torch.full((len(one.index),), step) for step, one in self._later])
-        columns = [torch.cat([one.index.cpu() for one in seen]), steps]
+        steps, levels, seen = zip(*self._later, strict=True)
+        columns = [torch.cat([one.index.cpu() for one in seen])]
+        for values in (steps, levels):
+            pairs = zip(seen, values, strict=True)
+            columns.append(torch.cat([torch.full((len(one.index),), v) for one, v in pairs]))
         columns.append(torch.cat([one.losses.cpu() for one in seen]))
-        if "grad_norm" in self._scores:
+        if self._observed.norms:
             columns.append(torch.cat([one.norms.cpu() for one in seen if one.norms is not None]))
-        index, steps, losses, *norms = self._world.gather(*columns)
-        self._record(index, steps, losses, norms[0] if norms else None)
+        index, steps, levels, losses, *norms = self._world.gather(*columns)
+        self._observed.record(index, steps, losses, norms[0] if norms else None, levels)
         self._later.clear()
 
     def __enter__(self) -> _Books:

@@ -98,6 +98,9 @@ STAGES = {
     "train observing": lambda: _ready(
         lambda t, s: tiny_train(t, s, steps=3, observe=True), dropout=0.5
     ),
+    "train observing more": lambda: _ready(
+        lambda t, s: tiny_train(t, s, steps=3, observe=("relative_loss", "loss_drop")), dropout=0.5
+    ),
     "train observing norms": lambda: _ready(
         lambda t, s: tiny_train(t, s, steps=3, observe="grad_norm"), dropout=0.5
     ),

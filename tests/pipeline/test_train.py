@@ -574,3 +574,37 @@ def test_a_task_with_nothing_to_train(task, source):
     task.model.requires_grad_(False)
     with pytest.raises(ValueError, match="task 'tiny' has no trainable parameter"):
         tiny_train(task, source)
+
+
+def test_the_observed_loss_as_a_multiple_of_the_running_loss():
+    task, source = TinyTask(), tiny_source()
+    stage = tiny_train(task, source, steps=2, observe=("loss", "relative_loss"))
+    after = run(stage, initialize(stage, budgeted(task, source)))
+    losses, steps = after["scores", "loss"], after["scores", "step"]
+    # The running loss is that of the first batch, then 0.98 of it and 0.02 of the second's.
+    first, second = (losses[steps == step].double().mean() for step in (1, 2))
+    levels = {1: first, 2: 0.98 * first + 0.02 * second}
+    for step, level in levels.items():
+        found = after["scores", "relative_loss"][steps == step]
+        torch.testing.assert_close(found, losses[steps == step] / level.float())
+    assert after["scores", "relative_loss"][steps < 1].eq(0).all()
+
+
+def test_how_far_a_loss_fell_since_it_was_seen_last():
+    task, source = TinyTask(), tiny_source()
+    stage = tiny_train(task, source, steps=5, observe="loss_drop")
+    once = run(stage, initialize(stage, budgeted(task, source, budget=40)))
+    assert int((once["scores", "step"] >= 1).sum()) == 20  # a whole pass
+    assert once["scores", "loss_drop"].eq(0).all()
+    once["clock", "offset"] = torch.tensor(0)
+    once["clock", "passes"] = torch.tensor(1)
+    twice = run(stage, once)
+    dropped = once["scores", "loss"] - twice["scores", "loss"]
+    assert torch.equal(twice["scores", "loss_drop"], dropped)
+    assert dropped.abs().sum() > 0
+
+
+def test_what_cannot_be_observed_is_refused():
+    for observe in ("output_grad_norm", ("loss", "output_grad_norm")):
+        with pytest.raises(ValueError, match="relative_loss.*not 'output_grad_norm'"):
+            tiny_train(TinyTask(), tiny_source(), observe=observe)
