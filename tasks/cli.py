@@ -17,7 +17,8 @@ from attent.pipeline.keys import find
 from attent.pipeline.plan import TRAIN_COST, Plan
 from attent.pipeline.stream import num_batches
 from attent.tasks.config import ConfigError, without_effect
-from attent.tasks.launch import LostProcessError, is_main
+from attent.tasks.launch import is_main
+from attent.tasks.lost import LostProcessError, noticing_the_lost, terminable
 from attent.tasks.parsers import parser
 from attent.tasks.words import (
     config_files,
@@ -45,8 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: wrong input, explained in a line or two. 3: another process of
     the run is gone. 130: interrupted, saved.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
+    with terminable():  # also while it says what has gone wrong
+        return _done(list(sys.argv[1:] if argv is None else argv))
+
+
+def _done(argv: list[str]) -> int:
+    """Run a command, and say what goes wrong with it; its exit status."""
     try:
         planning, argv = rewritten(argv)
         top = parser()
@@ -70,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         say(f"error: {_which()}{explain(str(error), argv)}")
         return EXIT_WRONG_INPUT
-    except KeyboardInterrupt:
-        say("stopped at once; what was saved last is whole: attent resume RUN goes on from there")
+    except KeyboardInterrupt as stop:
+        goes_on = str(stop) or "attent resume RUN"
+        say(
+            f"{_which()}stopped at once; what was saved last is whole: {goes_on} goes on from there"
+        )
         return EXIT_INTERRUPTED
 
 
@@ -175,6 +184,12 @@ def _resume(parsed: Namespace) -> int:
 
 
 def _finish(state: object, folder: object) -> int:
+    with noticing_the_lost(str(folder.path)):  # type: ignore[attr-defined]
+        return _told(state, folder)
+
+
+def _told(state: object, folder: object) -> int:
+    """What came of a run; its exit status."""
     from attent.pipeline.fit import finished
     from attent.tasks.commands import COMMANDS
     from attent.tasks.report.page import write_report

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,41 +19,8 @@ from attent.tasks.config import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_LOST = re.compile(
-    r"closed by peer|reset by peer|Broken pipe|Timed out waiting|remote process exited|unhandled",
-    re.IGNORECASE,
-)
-"""What gloo and NCCL say where another process does not answer any more."""
-
 _active: list[Accelerator] = []
 _whole: list[bool] = []
-
-
-class LostProcessError(RuntimeError):
-    """Another process of the run has died, or does not answer."""
-
-
-@contextlib.contextmanager
-def noticing_the_lost(run: str) -> Iterator[None]:
-    """Say what has happened where another process does not answer any more.
-
-    Args:
-        run: the folder of the run.
-
-    Raises:
-        LostProcessError: instead of what gloo or NCCL raise.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        made = accelerator()
-        if made is None or made.num_processes == 1 or not _LOST.search(str(error)):
-            raise
-        why = str(error).strip().splitlines()[0]
-        raise LostProcessError(
-            f"another process of this run is gone; attent resume {run} goes on from what was saved "
-            f"last ({why})"
-        ) from error
 
 
 def launched() -> bool:

@@ -44,7 +44,8 @@ from attent.tasks.folder import (
     refuse_taken,
     upgraded,
 )
-from attent.tasks.launch import noticing_the_lost, session
+from attent.tasks.launch import session
+from attent.tasks.lost import noticing_the_lost
 from attent.tasks.pretraining.task import MaskedPretraining
 from attent.tasks.progress import ProgressBar
 from attent.tasks.trackers import Trackers, check_trackers
@@ -69,7 +70,7 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     _set_threads(config)
     check_trackers(config.report_to)
     config = _from_anywhere(config)
-    with session(config):
+    with noticing_the_lost(), session(config):
         world = processes()
         say = say if world.main else _silent
         run = world.main_first(lambda: COMMANDS[command].build(config))
@@ -78,7 +79,7 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
         for note in run.notes:
             say(note)
         folder = world.on_main(lambda: _made_folder(command, config))
-        with only_one(folder):
+        with noticing_the_lost(str(folder.path)), only_one(folder):
             device = str(next(run.task.model.parameters()).device)
             world.on_main(lambda: _begin_folder(command, config, folder, device))
             config, run = _prepared(command, config, run, folder, say)
@@ -147,7 +148,7 @@ def resume(
     command, config = folder.load_config()
     _set_threads(config)
     store = CheckpointFolder(folder.checkpoints, keep=config.keep)
-    with session(config), only_one(folder):
+    with noticing_the_lost(str(path)), session(config), only_one(folder):
         world = processes()
         say = say if world.main else _silent
         if world.on_main(lambda: not store.steps() and not read_log(folder.log)):
@@ -263,11 +264,10 @@ def _go_on(
         observers.insert(0, ProgressBar(run.plan, best))
     if config.report_to:
         observers.append(Trackers(config.report_to, folder.path, _result_options(config)))
-    with noticing_the_lost(str(folder.path)):
-        try:
-            state = fit(run.tick, state, observers=observers, donate=True)
-        except ExampleError as error:
-            raise type(error)(f"{error}. {_how_to_go_on(error, config, folder)}") from error
+    try:
+        state = fit(run.tick, state, observers=observers, donate=True)
+    except ExampleError as error:
+        raise type(error)(f"{error}. {_how_to_go_on(error, config, folder)}") from error
 
     def save() -> None:
         save_as = COMMANDS[command].save
