@@ -106,6 +106,9 @@ class Classification:
         augment: of training images; none by default.
         mixing: of training images with one another; none by default. An example's observed loss is
             then that of the mixture.
+        prior: logarithms of the classes' shares in training, ``[K]``, added to the logits in the
+            loss and nowhere else: logit adjustment (Menon et al., ICLR 2021, their tau 1). The
+            logits learned are then those of classes that are equally frequent.
 
     A batch holds ``image`` ``[B, C, S, S]`` float32 and ``label`` ``[B]`` int64. Metrics:
     ``accuracy`` (top-1, share of examples), ``top5`` where there are more than five classes, and
@@ -122,14 +125,20 @@ class Classification:
         label_smoothing: float = 0.0,
         augment: Augment | None = None,
         mixing: Mixing | None = None,
+        prior: Tensor | None = None,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is in [0, 1), got {label_smoothing}")
+        if prior is not None and tuple(prior.shape) != (num_classes,):
+            raise ValueError(f"prior is [{num_classes}], one for each class, got {[*prior.shape]}")
+        if prior is not None and not bool(prior.isfinite().all()):
+            raise ValueError(f"prior must be finite, got {prior.tolist()}: is a class never there?")
         self.model = model
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.augment = augment
         self.mixing = mixing
+        self.prior = None if prior is None else prior.float()
 
     def view(self, batch: TensorDict, keys: Tensor, *, training: bool) -> TensorDict:
         """Augmented and mixed in training (``target`` ``[B, K]``), as it is otherwise.
@@ -154,8 +163,11 @@ class Classification:
     def losses(self, output: Tensor, batch: TensorDict) -> Tensor:
         """Cross-entropy of each image in nats, ``[B]``."""
         target = batch["target"] if "target" in batch else batch["label"]
+        logits = output.float()
+        if self.prior is not None:
+            logits = logits + self.prior.to(logits.device)
         return F.cross_entropy(
-            output.float(), target, reduction="none", label_smoothing=self.label_smoothing
+            logits, target, reduction="none", label_smoothing=self.label_smoothing
         )
 
     def metrics(self) -> dict[str, Any]:

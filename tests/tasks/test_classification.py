@@ -76,6 +76,27 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     torch.testing.assert_close(losses, torch.tensor(expected))
 
 
+def test_a_prior_is_added_to_the_logits_of_the_loss_and_of_no_metric():
+    task = task_of(prior=torch.tensor([0.75, 0.25]).log())
+    # (0, ln 3) + (ln 3/4, ln 1/4) = (ln 3/4, ln 3/4): both classes are as likely.
+    losses = task.losses(LOGITS, two_class_batch())
+    torch.testing.assert_close(losses, torch.tensor([log(2), log(2)]))
+    metrics = task.metrics()
+    task.update(metrics, LOGITS, two_class_batch())
+    plain = task_of().losses(LOGITS, two_class_batch())
+    torch.testing.assert_close(metrics["loss"].compute(), plain.mean())
+    assert metrics["accuracy"].compute() == 0.5  # the first, of class 1, by the larger logit
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [([0.0, 0.0, 0.0], r"prior is \[2\].*got \[3\]"), ([0.0, -float("inf")], "never there")],
+)
+def test_a_prior_that_is_none_is_refused(prior, message):
+    with pytest.raises(ValueError, match=message):
+        task_of(prior=torch.tensor(prior))
+
+
 def test_losses_of_bfloat16_logits_are_float32():
     assert task_of().losses(LOGITS.bfloat16(), two_class_batch()).dtype == torch.float32
 
