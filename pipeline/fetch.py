@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,10 @@ from attent.pipeline.source import (
     not_together,
     with_index,
 )
+
+TRIES = 16
+"""Draws of an example that stands in for another: where half of all cannot be read, one of 65,536
+examples is left without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +50,8 @@ class Fetch:
         source: where examples come from.
         keys: index ``[B]`` -> ``[B]`` int64, for a source that augments; None for the examples as
             they are.
-        unreadable: examples known to be unreadable, and why: others of the batch stand in for
-            them, and those that are found are added. None: one that cannot be read is an error.
+        unreadable: examples known to be unreadable, and why: others stand in for them, and those
+            that are found are added. None: one that cannot be read is an error.
     """
 
     source: Source
@@ -94,53 +99,67 @@ class Fetch:
 def fetch_readable(
     source: Source, index: Tensor, keys: Tensor | None, unreadable: dict[int, str]
 ) -> Fetched:
-    """The examples at ``index``; for one that cannot be read, the next of them that can.
+    """The examples at ``index``; for one that cannot be read, its stand-in (`stand_in`).
 
     ``index`` in the batch is what was asked for: the data alone are the stand-in's.
 
     Args:
         source: where they are.
         index: ``[B]`` int64.
-        keys: ``[B]`` int64, for a source that augments; a stand-in is augmented under its own.
+        keys: ``[B]`` int64, for a source that augments; a stand-in is augmented under the key of
+            the example it stands for.
         unreadable: those known, and why; they are not tried again, and those found are added.
 
     Raises:
-        ExampleError: none of the batch can be read; or each can be alone, but not together.
+        ExampleError: an example and all that might stand in for it cannot be read; or each of the
+            batch can be alone, but not together.
     """
-    failure: Exception | None = None
-    readable = _readable(index, unreadable)
-    if bool(readable.any()):
+    found: dict[int, str] = {}
+    while True:
+        standing = _standing(source, index, unreadable)
         try:
-            return Fetched(batch=_with_stand_ins(source, index, keys, readable))
+            batch = fetch_as_it_is(source, standing, keys)
+            return Fetched(batch=with_index(source, batch, index), skipped=found)
         except Exception as error:
             failure = error
-    tried = index[readable], None if keys is None else keys[readable]
-    found = {i: f"{type(error).__name__}: {error}" for i, error in fetch_one_by_one(source, *tried)}
-    unreadable.update(found)
-    readable = _readable(index, unreadable)
-    if not bool(readable.any()):
-        first = int(index[0])
-        raise ExampleError(
-            f"none of the {len(index)} examples of a batch can be read, so that none can stand in "
-            f"for another; the first is {describe_example(source, first)}: {unreadable[first]}"
-        ) from failure
-    if failure is not None and not found:
-        raise not_together(index, failure) from failure
-    return Fetched(batch=_with_stand_ins(source, index, keys, readable), skipped=found)
+        fresh = {
+            i: f"{type(error).__name__}: {error}"
+            for i, error in fetch_one_by_one(source, standing, keys)
+        }
+        if not fresh:
+            raise not_together(index, failure) from failure
+        unreadable.update(fresh)
+        found |= fresh
 
 
-def _readable(index: Tensor, unreadable: dict[int, str]) -> Tensor:
-    """Which of some examples are not known to be unreadable, ``[B]`` bool."""
-    return torch.tensor([i not in unreadable for i in index.tolist()], dtype=torch.bool)
+def _standing(source: Source, index: Tensor, unreadable: dict[int, str]) -> Tensor:
+    """The examples at ``index``, those known to be unreadable by their stand-ins; ``[B]`` int64."""
+    if not unreadable:
+        return index
+    standing = [stand_in(i, len(source), unreadable) for i in index.tolist()]
+    for i, other in zip(index.tolist(), standing, strict=True):
+        if other is None:
+            raise ExampleError(
+                f"{describe_example(source, i)} cannot be read, nor can any of the {TRIES} "
+                f"examples that might stand in for it: {unreadable[i]}"
+            )
+    return torch.tensor(standing, dtype=torch.int64)
 
 
-def _with_stand_ins(
-    source: Source, index: Tensor, keys: Tensor | None, readable: Tensor
-) -> TensorDict:
-    """The batch in which the next readable one, cyclically, stands in for one that is not."""
-    places = readable.nonzero().squeeze(1)
-    following = torch.searchsorted(places, torch.arange(len(index))) % len(places)
-    stand_in = places[following]
-    own = None if keys is None else keys[stand_in]
-    batch = fetch_as_it_is(source, index[stand_in], own)
-    return with_index(source, batch, index)
+def stand_in(index: int, num_examples: int, unreadable: Container[int]) -> int | None:
+    """The example whose data stand in for one that cannot be read; itself if it can.
+
+    It is drawn from all examples by the index alone, so that it is the same in training and in
+    scoring, whichever batch the example is in and however many processes share that batch.
+
+    Args:
+        index: of the example.
+        num_examples: N.
+        unreadable: those that cannot be read.
+
+    Returns:
+        None where none of `TRIES` draws can be read.
+    """
+    draws = (fold(index, "stand-in", draw) % num_examples for draw in range(TRIES))
+    candidates = itertools.chain([index], draws)
+    return next((other for other in candidates if other not in unreadable), None)

@@ -36,9 +36,9 @@ class Loading:
 
     With a ``skipped`` list, data that cannot be read are passed over without any count, order or
     score going amiss: the example keeps its place and its ``index`` in the batch, and its data are
-    those of the next example of the batch that can be read (after the last, the first). It is
-    trained on and scored as that one, so that its score is that of its stand-in; budgets, orders
-    and what each process does are as they were planned. A batch of which nothing can be read is an
+    those of another, drawn from all examples by its index alone (`attent.pipeline.fetch.stand_in`).
+    It is trained on and scored as that one, in every pass and every process; budgets, orders and
+    what each process does are as they were planned. Where most of the data cannot be read, it is an
     error all the same.
 
     Attributes:

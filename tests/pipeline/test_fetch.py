@@ -1,4 +1,4 @@
-"""Examples that cannot be read: another of the batch stands in for each, and each is listed."""
+"""Examples that cannot be read: another stands in for each, and each is listed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attent.pipeline import (
     score,
 )
 from attent.pipeline import run as run_stage
-from attent.pipeline.fetch import fetch_readable
+from attent.pipeline.fetch import fetch_readable, stand_in
 from attent.pipeline.keys import number
 from attent.pipeline.skipped import SkippedList
 from attent.pipeline.source import TensorSource
@@ -56,43 +56,60 @@ def unreadable(*index: int) -> dict[int, str]:
 # --- one batch
 
 
-def test_the_next_that_can_be_read_stands_in_and_the_index_stays():
+def data_of(index: int, num_examples: int, bad: tuple[int, ...]) -> int:
+    """What is read of an example, or of its stand-in."""
+    found = stand_in(index, num_examples, bad)
+    assert found is not None
+    assert found not in bad
+    return 10 * found
+
+
+def test_another_stands_in_and_the_index_stays():
     source, known = Rows(9, unreadable(7, 3)), {}
     fetched = fetch_readable(source, torch.tensor([0, 7, 5, 3]), None, known)
     assert fetched.batch["index"].tolist() == [0, 7, 5, 3]
-    # After 7 comes 5; after 3, the last, the first.
-    assert fetched.batch["x"].tolist() == [0, 50, 50, 0]
+    seven, three = (data_of(i, 9, (3, 7)) for i in (7, 3))
+    assert fetched.batch["x"].tolist() == [0, seven, 50, three]
     assert fetched.skipped == known == {7: REASON, 3: REASON}
 
 
-def test_several_in_a_row_have_one_stand_in():
-    fetched = fetch_readable(Rows(5, unreadable(1, 2)), torch.arange(5), None, {})
-    assert fetched.batch["x"].tolist() == [0, 30, 30, 30, 40]
+def test_it_is_the_same_in_any_company_and_whatever_is_known():
+    bad = (1, 2, 5, 8)
+    source = Rows(9, unreadable(*bad))
+    expected = [data_of(i, 9, bad) for i in bad]
+    one, known = torch.tensor(bad), {}
+    assert fetch_readable(source, one, None, known).batch["x"].tolist() == expected
+    assert set(known) == set(bad)
+    for i, x in zip(bad, expected, strict=True):
+        for batch in ([i], [0, i, 4], [i, i, 6]):
+            found = fetch_readable(source, torch.tensor(batch), None, {}).batch["x"].tolist()
+            assert found[batch.index(i)] == x
 
 
-def test_a_stand_in_is_augmented_under_its_own_key():
+def test_a_stand_in_is_augmented_under_the_key_it_was_asked_for_with():
     source = Augmenting(9, unreadable(4))
     index = torch.tensor([3, 4, 5])
     fetched = fetch_readable(source, index, 100 + index, {})
-    assert fetched.batch["key"].tolist() == [103, 105, 105]
+    assert fetched.batch["key"].tolist() == [103, 104, 105]
 
 
 def test_what_is_known_is_not_tried_again():
     source, known = Counting(9, unreadable(1)), {}
+    other = data_of(1, 9, (1,)) // 10
     fetch_readable(source, torch.tensor([0, 1, 2]), None, known)
-    # The batch; each alone; the batch with its stand-in.
-    assert source.asked == [[0, 1, 2], [0], [1], [2], [0, 2, 2]]
+    # The batch; each alone; the batch with the stand-in.
+    assert source.asked == [[0, 1, 2], [0], [1], [2], [0, other, 2]]
     source.asked.clear()
     again = fetch_readable(source, torch.tensor([1, 4]), None, known)
-    assert source.asked == [[4, 4]]
+    assert source.asked == [[other, 4]]
     assert again.skipped == {}
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_an_error():
-    source, known = Rows(9, unreadable(1, 2)), {}
+def test_where_no_stand_in_can_be_read_it_is_an_error():
+    source, known = Rows(9, unreadable(*range(9))), {}
     message = (
-        r"none of the 2 examples of a batch can be read, so that none can stand in for another; "
-        rf"the first is example 2 \(shard-0.tar, row 2\): {REASON}"
+        r"example 2 \(shard-0.tar, row 2\) cannot be read, nor can any of the 16 examples that "
+        rf"might stand in for it: {REASON}"
     )
     for _ in range(2):  # found, then known
         with pytest.raises(ExampleError, match=message):
@@ -119,13 +136,12 @@ def test_each_is_listed_once_whoever_meets_it_and_however_often(kind):
     source, skipped = Rows(24, unreadable(5, 6, 22)), SkippedList()
     loading = Loading(skipped=skipped, **kind)
     expected = 10 * torch.arange(24)
-    # In batches of four 5 and 6 are followed by 7, and 22 by 23.
-    expected[[5, 6, 22]] = 10 * torch.tensor([7, 7, 23])
+    expected[[5, 6, 22]] = torch.tensor([data_of(i, 24, (5, 6, 22)) for i in (5, 6, 22)])
     for _ in range(3):
         batches = list(Stream(source, range(24), 4, loading=loading))
         assert torch.cat([b["index"] for b in batches]).tolist() == list(range(24))
         assert torch.equal(torch.cat([b["x"] for b in batches]), expected)
-        assert [(entry.index, entry.place, entry.reason) for entry in skipped] == [
+        assert sorted((entry.index, entry.place, entry.reason) for entry in skipped) == [
             (5, "example 5 (shard-0.tar, row 5)", REASON),
             (6, "example 6 (shard-0.tar, row 6)", REASON),
             (22, "example 22 (shard-2.tar, row 2)", REASON),
@@ -139,7 +155,7 @@ def test_sources_are_kept_apart(kind):
     bad, good, skipped = Rows(8, unreadable(5)), Rows(8), SkippedList()
     for source in (bad, good):
         batches = list(Stream(source, range(8), 4, loading=Loading(skipped=skipped, **kind)))
-    assert batches[1]["x"].tolist() == [40, 50, 60, 70]
+    assert batches[1]["x"].tolist() == [40, 50, 60, 70]  # of the last, which is good
     assert [entry.source for entry in skipped] == [bad]
     assert (skipped.of(bad), skipped.of(good)) == ({5: REASON}, {})
 
@@ -169,9 +185,11 @@ def test_the_score_of_one_is_its_stand_ins(kind):
     state = initialize(stage, initial_state(task, source, seed=0))
     scores = run_stage(stage, state)["scores", "loss"]
     assert bool((scores >= 0).all())
-    # Batches of five: 0 to 4, in which 4 stands in for 2 and 3; 15 to 19, in which 18 for 17.
-    assert torch.equal(scores[[2, 3, 17]], scores[[4, 4, 18]])
-    assert scores[[0, 1, 4, 18]].unique().numel() == 4
+    others = [data_of(i, 20, BAD) // 10 for i in BAD]
+    # To the last bits: they are not in the same batch.
+    torch.testing.assert_close(scores[list(BAD)], scores[others], rtol=1e-6, atol=1e-7)
+    readable = [i for i in range(20) if i not in BAD]
+    assert scores[readable].unique().numel() == len(readable)
 
 
 def finished(kind, bad=BAD):
