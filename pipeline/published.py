@@ -14,8 +14,8 @@ own:
   to a state as fixed scores (`known_scores`) and selected from by `hard`, once; where labels are
   noisy by ``trimmed(hard(), top)``. Cost: the short runs, ten of ten epochs are a hundred epochs,
   which only later runs on the same data pay back. They fail where few examples are kept (random is
-  better at small ratios), with wrong labels, and for classes that are all easy; GraNd at
-  initialisation could not be reproduced by others.
+  better at small ratios), with wrong labels, and for classes that are all easy; what GraNd
+  says at initialisation is disputed.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def within(groups: Tensor, rule: Rule, quota: Quota = "proportional") -> Rule:
 
     Args:
         groups: ``[N]`` integers of any values, one of each example: its class.
-        rule: chooses within a group.
+        rule: chooses within a group; one that does not ask for the ratio chooses as many as it does.
         quota: ``proportional`` or ``equal``.
 
     Raises:
