@@ -1,0 +1,157 @@
+"""What benchmarks.proof concludes from numbers: by hand, and by how often it is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import isotonic_regression
+from scipy.stats import permutation_test
+
+from benchmarks.proof import statistics
+from benchmarks.proof.statistics import generator
+
+
+def test_holm_by_hand():
+    # Sorted .01 .03 .04 .2, times 4 3 2 1: .04 .09 .08 .2; .08 is not let below .09.
+    assert statistics.holm([0.04, 0.01, 0.2, 0.03]) == pytest.approx([0.09, 0.04, 0.2, 0.09])
+    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_sign_flips_by_hand():
+    # Of eight flips of (1, 2, 3), |sum| is 6 twice; of (1, 2, -1) it is at least 2 six times
+    # (2 2 0 4, twice each).
+    assert statistics.sign_flip_p(np.array([1.0, 2, 3]), generator()) == 2 / 8
+    assert statistics.sign_flip_p(np.array([1.0, 2, -1]), generator()) == 6 / 8
+    # Not worse than by 1: (0.5, 1.0, -0.2) + 1 are all above 0, and one flip of eight is as high.
+    above = statistics.sign_flip_p(np.array([0.5, 1.0, -0.2]), generator(), above=-1.0)
+    assert above == 1 / 8
+    assert statistics.sign_flip_p(np.zeros(4), generator()) == 1.0
+
+
+def test_many_seeds_are_flipped_at_random_and_agree_with_scipy():
+    values = generator("flips").normal(0.4, 1, 25)
+    theirs = permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=50_000, rng=generator("other")
+    )
+    assert statistics.sign_flip_p(values, generator("x")) == pytest.approx(theirs.pvalue, abs=0.005)
+
+
+def test_rising_curves_by_hand_and_as_scipy_says():
+    # 3 and 1 are pooled to 2; then 4, 6, 2 to 4.
+    given = np.array([[3.0, 1, 4, 6, 2], [1, 2, 3, 4, 5]])
+    assert statistics.rising(given).tolist() == [[2, 2, 4, 4, 4], [1, 2, 3, 4, 5]]
+    for row in generator("curves").normal(size=(50, 7)):
+        assert statistics.rising(row) == pytest.approx(isotonic_regression(row).x)
+
+
+@pytest.mark.parametrize(
+    ("quality", "target", "expected"),
+    [
+        ([80, 90, 94], 92, 0.7),  # half-way from 90 to 94
+        ([80, 90, 94], 90, 0.6),
+        ([80, 90, 94], 79, 0.4),  # the smallest that was run: nothing is said below it
+        ([80, 90, 94], 94.1, np.inf),
+        ([80, 93, 89], 92, np.inf),  # 93 and 89 are pooled to 91: one lucky budget does not count
+        ([80, 93, 89], 91, 0.6),
+        ([90, 90, 90], 90, 0.4),
+    ],
+)
+def test_the_budget_at_which_a_target_is_reached(quality, target, expected):
+    budgets = np.array([0.4, 0.6, 0.8])
+    found = statistics.reaches(budgets, np.array(quality, float), np.array(float(target)))
+    assert float(found) == pytest.approx(expected)
+
+
+def test_budget_saved_by_hand():
+    # Two seeds that differ by 2 everywhere: every resample has the same answer. Full ends at 90,
+    # the aim is 89; full is there at 0.9 (88 at 0.8, 90 at 1), the arm at 0.6 (88 at 0.5, 90 at
+    # 0.7).
+    seeds = np.array([-1.0, 1.0])
+    full = (np.array([[0.6], [0.8], [1.0]]) + 0 * seeds, np.array([[86.0], [88], [90]]) + seeds)
+    arm = (np.array([[0.5], [0.7]]) + 0 * seeds, np.array([[88.0], [90]]) + seeds)
+    saved = statistics.saved(arm, full, 1.0, generator(), 100)
+    for estimate, value in [
+        (saved.needed, 0.6),
+        (saved.needed_by_baseline, 0.9),
+        (saved.against_full, 0.4),
+        (saved.against_short, 1 / 3),
+    ]:
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx((value,) * 3)
+    assert not saved.at_floor
+    assert not saved.baseline_at_floor
+    assert saved.reached == 1
+    worse = statistics.saved((arm[0], arm[1] - 2), full, 1.0, generator(), 100)
+    assert worse.needed.value == np.inf
+    assert worse.against_full.value == worse.against_full.high == -np.inf
+    assert worse.reached == 0
+    better = statistics.saved((arm[0], arm[1] + 2), full, 1.0, generator(), 100)
+    assert better.at_floor
+    assert better.needed.value == 0.5
+
+
+def test_what_is_not_reached_in_some_resamples_is_in_the_interval():
+    # The arm is above full's end for two seeds of four, and below it for the others.
+    full = (np.array([[0.5], [1.0]]) + np.zeros(4), np.array([[80.0], [90]]) + np.zeros(4))
+    arm = (np.array([[0.5]]) + np.zeros(4), 90 + np.array([[1.0, 1.0, -0.9, -0.9]]))
+    saved = statistics.saved(arm, full, 0.1, generator(), 2000)
+    assert saved.against_full.value == 0.5
+    assert (saved.against_full.low, saved.against_full.high) == (-np.inf, 0.5)
+    # Sums of four draws that are below -0.4: four or three of the low ones, 5 of 16.
+    assert saved.reached == pytest.approx(11 / 16, abs=0.03)
+
+
+def test_one_seed_has_no_interval():
+    estimate = statistics.mean(np.array([1.0]), generator())
+    assert estimate.value == 1
+    assert np.isnan(estimate.low)
+
+
+def test_draws_are_a_function_of_what_they_are_for():
+    values = generator("data").normal(size=10)
+    first = statistics.mean(values, generator("a", 1))
+    assert first == statistics.mean(values, generator("a", 1))
+    assert first != statistics.mean(values, generator("a", 2))
+
+
+@pytest.mark.parametrize("num_seeds", [8, 20])
+def test_intervals_of_the_mean_hold_the_truth_as_often_as_they_say(num_seeds):
+    """Of 1,000 intervals 950 are expected to, with a standard deviation of 7."""
+    rng = generator("coverage", num_seeds)
+    covered = 0
+    for _ in range(1000):
+        estimate = statistics.mean(rng.normal(0.3, 1, num_seeds), rng, 1000)
+        covered += estimate.low <= 0.3 <= estimate.high
+    assert 925 <= covered <= 975
+
+
+def test_intervals_of_what_is_saved_hold_the_truth_and_two_equal_arms_save_nothing():
+    """Of 300 intervals 285 are expected to, with a standard deviation of 4."""
+    rng = generator("saved")
+    full_at, arm_at = np.array([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]), np.array([0.4, 0.6, 0.8, 1.0])
+
+    def runs(budgets: np.ndarray, gain: float, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        spent = budgets[:, None] + np.zeros(len(seeds))
+        own = rng.normal(0, 0.006, spent.shape)
+        return spent, 0.90 + 0.05 * spent + gain + seeds + own
+
+    hits = np.zeros(3)
+    for _ in range(300):
+        seeds = rng.normal(0, 0.01, 20)
+        full = runs(full_at, 0.0, seeds)
+        # The aim is 0.945: full is there at 0.9, an arm that is 0.01 better at 0.7.
+        good = statistics.saved(runs(arm_at, 0.01, seeds), full, 0.005, rng, 600)
+        same = statistics.saved(runs(arm_at, 0.0, seeds), full, 0.005, rng, 600)
+        hits += [
+            good.against_full.low <= 0.3 <= good.against_full.high,
+            good.against_short.low <= 1 - 0.7 / 0.9 <= good.against_short.high,
+            same.against_short.low <= 0 <= same.against_short.high,
+        ]
+    assert (hits >= 271).all(), hits
+    assert (hits <= 297).all(), hits
+
+
+def test_two_equal_arms_are_called_different_as_rarely_as_p_says():
+    rng = generator("null")
+    called = [statistics.sign_flip_p(rng.normal(0, 1, 10), rng) < 0.05 for _ in range(1000)]
+    assert 25 <= sum(called) <= 75
