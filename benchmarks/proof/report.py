@@ -1,0 +1,301 @@
+"""The results page: tables between two marks of docs/proof.md, pictures beside it, and a README's.
+
+All figures come from the results files; what is around the marks is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.proof import figures
+from benchmarks.proof.analysis import Cell, Comparison, Findings, analyse
+from benchmarks.proof.campaign import results_file
+from benchmarks.proof.jobs import Record, cells
+from benchmarks.proof.protocol import BASELINE, World
+from benchmarks.proof.statistics import Estimate
+from benchmarks.proof.store import Store
+
+BEGIN, END = "<!-- proof:begin (made by a command, do not edit) -->", "<!-- proof:end -->"
+SURE = 0.05
+
+
+def write(
+    worlds: Mapping[str, World],
+    results: Path,
+    docs: Path,
+    stage: str = "claim",
+    arms: Sequence[str] | None = None,
+) -> str:
+    """Write ``docs/proof.md`` (what is between the marks) and ``docs/proof/*.png``.
+
+    Args:
+        worlds: parts of the protocol, by name.
+        results: the folder of results files.
+        docs: the folder that is written to.
+        stage: "claim" or "pilot".
+        arms: these alone, and the baseline.
+
+    Returns:
+        A short table for the README.
+
+    Raises:
+        ValueError: the page is there without the marks, or claims are of another protocol.
+    """
+    found = [
+        analyse(world, Store(results_file(results, world)), stage, arms)
+        for world in worlds.values()
+    ]
+    shown = [findings for findings in found if findings.cells]
+    page = docs / "proof.md"
+    before, after = _around(page)
+    (docs / "proof").mkdir(parents=True, exist_ok=True)
+    parts = [_how_to_read(stage)]
+    if any(set(findings.saved) - {BASELINE} for findings in shown):
+        figures.savings(shown).savefig(docs / "proof" / "savings.png", dpi=150)
+        parts.append("![Budget saved at full's quality](proof/savings.png)")
+    for findings in shown:
+        name = findings.world.name
+        figures.curves(findings).savefig(docs / "proof" / f"{name}.png", dpi=150)
+        parts.append(world_section(findings))
+    if empty := [findings.world.name for findings in found if not findings.cells]:
+        parts.append(f"No runs yet: {', '.join(empty)}.")
+    text = "\n\n".join([before + BEGIN, *parts, END + after])
+    page.write_text(text)
+    return readme_table(shown)
+
+
+def _around(page: Path) -> tuple[str, str]:
+    """What is before and after the marks."""
+    if not page.is_file():
+        return "# Proof\n\n", "\n"
+    text = page.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{page}: the lines {BEGIN!r} and {END!r} are needed once each, in order")
+    return text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+
+
+def _how_to_read(stage: str) -> str:
+    kind = "" if stage == "claim" else "**Pilot runs: recipes were looked for on them.** "
+    return (
+        f"{kind}In brackets are 95 % bootstrap intervals over seeds, not corrected for the number "
+        "of arms. p-values are of sign-flip tests of differences paired by seed, corrected by Holm "
+        "over all arms and budgets of the table; *better* and *worse* stand where p < 0.05. "
+        '"Not worse" is one-sided: full at budget 1 is lower than the arm plus the margin. '
+        "Costs are shares of full's: a forward 1, a backward 2, scoring included. `full` below "
+        "budget 1 is the shortened one, its schedule compressed. What an arm needs is read off its "
+        "curve, made to rise (isotonic regression) and straight between budgets, where it meets "
+        "full's mean less the margin; every resample has its own curves and its own aim."
+    )
+
+
+def world_section(findings: Findings) -> str:
+    """All tables of one world."""
+    world = findings.world
+    name = world.name
+    commits = ", ".join(findings.commits) or "unknown"
+    seeds = world.seeds_of(findings.stage)
+    head = (
+        f"### {name}\n\n"
+        f"Test {_unit(world)}, {'higher' if world.higher_is_better else 'lower'} is better; margin "
+        f"{_scaled(world, world.margin, signed=False)}; {len(seeds)} seeds ({min(seeds)} to "
+        f"{max(seeds)}); {findings.num_runs} of {findings.num_planned} runs. Protocol "
+        f"{world.hash}, code {commits}."
+    )
+    parts = [head, f"![Quality against budget: {name}](proof/{name}.png)"]
+    parts += [_saved_table(findings), _budget_table(findings), _rates_table(findings)]
+    parts.append(_failures(findings))
+    if over := [c for c in findings.cells.values() if c.units > 1.01 * c.budget]:
+        said = ", ".join(f"{c.arm} at {c.budget:g}: {c.units:.3f}" for c in over)
+        parts.append(f"Spent over 1 % more than their budget: {said}.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _saved_table(findings: Findings) -> str:
+    order = sorted(findings.saved, key=lambda arm: -findings.saved[arm].against_full.value)
+    if not order:
+        return "No arm has all its budgets yet: nothing is said of what is saved."
+    lines = [
+        "**Budget saved at full's quality**\n",
+        "| arm | needs | saved against full | saved against full, shortened | resamples that reach "
+        "it | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in order:
+        saved = findings.saved[arm]
+        short = "" if arm == BASELINE else _percent(saved.against_short, saved.at_floor)
+        if short and saved.baseline_at_floor:
+            short += " (full is there at its smallest budget: perhaps less)"
+        lines.append(
+            f"| {_arm(arm, findings)} | {_needed(saved.needed, saved.at_floor)} "
+            f"| {_percent(saved.against_full, saved.at_floor)} | {short} "
+            f"| {100 * saved.reached:.0f} % | {saved.num_seeds} |"
+        )
+    return "\n".join(lines)
+
+
+def _budget_table(findings: Findings) -> str:
+    world = findings.world
+    also = "".join(f" {name} |" for name in world.also)
+    lines = [
+        "**Quality at equal budget**\n",
+        f"| budget | arm | {_unit(world)} | against full at the same budget | p |"
+        f" against full at 1 | not worse (p) |{also} spent | CPU s | runs |",
+        "|---|---|---|---|---|---|---|" + "---|" * len(world.also) + "---|---|---|",
+    ]
+    order = sorted(findings.cells.values(), key=lambda c: (c.budget, c.arm != BASELINE))
+    for cell in order:
+        also = "".join(
+            f" {cell.also[name]:.4g} |" if name in cell.also else " - |" for name in world.also
+        )
+        failed = f", {cell.num_failed} failed" if cell.num_failed else ""
+        lines.append(
+            f"| {cell.budget:g} | {_arm(cell.arm, findings)} | {_quality(world, cell.quality)} "
+            f"| {_difference(world, cell.against_short)} | {_verdict(cell.against_short)} "
+            f"| {_difference(world, cell.against_full)} | {_not_worse(cell)} |{also} "
+            f"{cell.units:.3f} | {cell.cpu_seconds:.1f} | {cell.num_seeds}{failed} |"
+        )
+    return "\n".join(lines)
+
+
+def _rates_table(findings: Findings) -> str:
+    """The rates chosen; those at an end of what was tried are marked."""
+    world = findings.world
+    budgets = sorted({budget for _, budget in cells(world)})
+    trials = len(world.lrs) * len(world.tune_seeds) if len(world.lrs) > 1 else 0
+    tried = ", ".join(f"{lr:g}" for lr in sorted(world.lrs))
+    lines = [
+        f"**Learning rates** of {tried}, by the validation split, {trials} trials each; * is at an "
+        "end of what was tried\n",
+        "| arm | " + " | ".join(f"{budget:g}" for budget in budgets) + " |",
+        "|---|" + "---|" * len(budgets),
+    ]
+    for arm in dict.fromkeys(arm for arm, _ in findings.cells):
+        row = []
+        for budget in budgets:
+            choice = findings.choices.get((arm, budget))
+            if choice is None or choice.lr is None:
+                row.append("")
+            else:
+                row.append(f"{choice.lr:g}{'*' if choice.at_edge else ''}")
+        lines.append(f"| {arm} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _failures(findings: Findings) -> str:
+    if not findings.failures:
+        return "No run has failed."
+    grouped: dict[tuple[str, ...], list[Record]] = {}
+    for record in findings.failures:
+        named = (record["stage"], record["arm"], f"{record['budget']:g}", f"{record['lr']:g}")
+        grouped.setdefault((*named, str(record["why"])), []).append(record)
+    lines = [
+        "**Failed runs**, earlier attempts included\n",
+        "| stage | arm | budget | lr | seeds | why |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (stage, arm, budget, lr, why), records in grouped.items():
+        seeds = ", ".join(str(record["seed"]) for record in records)
+        why = " ".join(why.replace("|", "\\|").split())
+        lines.append(f"| {stage} | {arm} | {budget} | {lr} | {seeds} | {why} |")
+    return "\n".join(lines)
+
+
+def readme_table(all_findings: Sequence[Findings]) -> str:
+    """A line a world: what its headline arm saves; of worlds without one, the best, said so."""
+    lines = [
+        "| data | arm | full | needs of full's budget | saved | full, shortened, saves "
+        "| saved against it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for findings in all_findings:
+        saved = {arm: it for arm, it in findings.saved.items() if arm != BASELINE}
+        full = findings.cells.get((BASELINE, 1.0))
+        if not saved or full is None:
+            continue
+        world = findings.world
+        best = max(saved, key=lambda arm: saved[arm].against_full.value)
+        arm = world.headline if world.headline in saved else best
+        note = "" if arm == world.headline else f" (best of {len(saved)}, chosen afterwards)"
+        it = saved[arm]
+        # Seeds of which the arm has all runs are seeds of which full has: it is there too.
+        by_full = findings.saved[BASELINE].against_full
+        lines.append(
+            f"| {world.name} | {arm}{note} | {_quality(world, full.quality)} "
+            f"| {_needed(it.needed, it.at_floor)} | {_percent(it.against_full, it.at_floor)} "
+            f"| {_percent(by_full, it.baseline_at_floor)} "
+            f"| {_percent(it.against_short, it.at_floor)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _arm(arm: str, findings: Findings) -> str:
+    return f"**{arm}**" if arm == findings.world.headline else arm
+
+
+def _unit(world: World) -> str:
+    return f"{world.metric}, %" if world.percent else world.metric
+
+
+def _scaled(world: World, value: float, *, signed: bool) -> str:
+    value = 100 * value if world.percent else value
+    digits = 2 if world.percent else 4
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def _quality(world: World, estimate: Estimate) -> str:
+    return _bracketed(estimate, lambda value: _scaled(world, value, signed=False))
+
+
+def _difference(world: World, comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    return _bracketed(comparison.difference, lambda value: _scaled(world, value, signed=True))
+
+
+def _bracketed(estimate: Estimate, say: Callable[[float], str]) -> str:
+    if math.isnan(estimate.low):
+        return say(estimate.value)
+    return f"{say(estimate.value)} [{say(estimate.low)}, {say(estimate.high)}]"
+
+
+def _verdict(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    word = ("better" if comparison.better else "worse") if comparison.p < SURE else ""
+    return f"{_p(comparison.p)} {word}".strip()
+
+
+def _not_worse(cell: Cell) -> str:
+    if cell.against_full is None:
+        return ""
+    p = cell.against_full.p
+    return f"{'yes' if p < SURE else 'no'} ({_p(p)})"
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def _percent(estimate: Estimate, at_floor: bool) -> str:
+    """A share saved, in percent; an end at which full's quality is not reached is said to be so."""
+    if not math.isfinite(estimate.value):
+        return "not reached"
+    more = "at least " if at_floor else ""
+
+    def say(value: float) -> str:
+        return f"{100 * value:.0f}" if math.isfinite(value) else "not reached"
+
+    return f"{more}{_bracketed(estimate, say)} %"
+
+
+def _needed(estimate: Estimate, at_floor: bool) -> str:
+    if not math.isfinite(estimate.value):
+        return "not reached"
+    more = "at most " if at_floor else ""
+
+    def say(value: float) -> str:
+        return f"{value:.2f}" if math.isfinite(value) else "not reached"
+
+    return f"{more}{_bracketed(estimate, say)}"

@@ -1,0 +1,394 @@
+"""The machinery of benchmarks.proof: protocol, jobs, results that outlive a kill, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.proof import campaign, jobs, report, tuning
+from benchmarks.proof.__main__ import main
+from benchmarks.proof.protocol import ProtocolError, World, load
+from benchmarks.proof.store import Store
+from tests import proof_fakes
+from tests.proof_fakes import PROTOCOL
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+worlds:
+  digits:
+    arms: [good]
+    budgets: [0.5]
+    lrs: [1e-3, 3e-3]
+    tune_seeds: [0, 1]
+    pilot_seeds: [0]
+    claim_seeds: 100-101
+    metric: accuracy
+    margin: 0.005
+"""
+NUM_TUNE = 3 * 2 * 2
+"""Trials of SMALL: full at 0.5 and 1, good at 0.5; two rates, two seeds."""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty repository with SMALL in it, not committed; the fakes write their log there."""
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "protocol.yaml").write_text(SMALL)
+    monkeypatch.setenv("PROOF_LOG", str(tmp_path / "log"))
+    return tmp_path
+
+
+def commit(folder: Path) -> None:
+    name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["add", "protocol.yaml"], [*name, "commit", "-q", "-m", "x"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def arguments(folder: Path, *words: str) -> list[str]:
+    given = ["--protocol", folder / "protocol.yaml", "--results", folder / "results"]
+    return [*words, *map(str, given), "--runner", "tests.proof_fakes:run_job"]
+
+
+def proof(folder: Path, *words: str) -> int:
+    return main(arguments(folder, *words))
+
+
+def lines(path: Path) -> list:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def records(folder: Path) -> list[dict]:
+    return lines(folder / "results/digits.jsonl")
+
+
+def ran(folder: Path) -> list[list]:
+    return lines(folder / "log")
+
+
+def world(folder: Path, text: str = SMALL) -> World:
+    (folder / "protocol.yaml").write_text(text)
+    return load(folder / "protocol.yaml").worlds["digits"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("margin:", "margni:", r"worlds\.digits: unknown field 'margni': did you mean 'margin'"),
+        ("    margin: 0.005\n", "", r"worlds\.digits: margin is missing"),
+        ("claim_seeds: 100-101", "claim_seeds: 1-3", r"tune_seeds and claim_seeds share \[1\]"),
+        ("pilot_seeds: [0]", "pilot_seeds: [101]", r"pilot_seeds and claim_seeds share \[101\]"),
+        ("[1e-3, 3e-3]", "[1e-3, 0.001]", r"digits\.lrs: one is given twice"),
+        ("[1e-3, 3e-3]", "[1e-3, fast]", r"digits\.lrs: a number is expected, not 'fast'"),
+        ("[1e-3, 3e-3]", "[]", r"digits\.lrs: at least one"),
+        ("arms: [good]", "arms: [good, full]", r"'full' is always run"),
+        ("arms: [good]", "arms: good", r"digits\.arms: a list is expected"),
+        ("budgets: [0.5]", "budgets: [1.5]", r"digits\.budgets: shares in \(0, 1\]"),
+        ("[0.5]", "[0.5]\n    baseline_budgets: [1]", r"\[0\.5\] missing"),
+        ("metric: accuracy", "metric: accuracy\n    metric: loss", r"'metric' is given twice"),
+        ("metric: accuracy", "metric: accuracy\n    headline: best", r"'best' is none of the arms"),
+        ("claim_seeds: 100-101", "claim_seeds: few", r"a list of seeds or a range"),
+        ("margin: 0.005", "margin: 0", r"lrs and margin are above 0"),
+        ("worlds:", "world:", r"a mapping with 'worlds'"),
+    ],
+)
+def test_a_wrong_protocol_is_refused_with_its_place(tmp_path, old, new, message):
+    assert SMALL.count(old) == 1
+    with pytest.raises(ProtocolError, match=message) as error:
+        world(tmp_path, SMALL.replace(old, new))
+    assert str(tmp_path / "protocol.yaml") in str(error.value)
+
+
+def test_two_worlds_do_not_share_a_results_file(tmp_path):
+    second = SMALL.split("worlds:\n")[1].replace("digits:", "other:\n    results: digits")
+    with pytest.raises(ProtocolError, match="two worlds keep their results under 'digits'"):
+        world(tmp_path, SMALL + second)
+
+
+def test_defaults_hold_unless_a_world_says_otherwise_and_change_its_hash(tmp_path):
+    before = world(tmp_path)
+    after = world(tmp_path, "defaults: {percent: true, margin: 7}\n" + SMALL)
+    assert (after.percent, after.margin) == (True, 0.005)
+    assert before.hash != after.hash
+    assert before.baseline_budgets == (0.5, 1.0)
+    assert before.claim_seeds == (100, 101)
+    assert before.lrs == (1e-3, 3e-3)
+
+
+def test_the_protocol_that_is_committed_can_be_read():
+    assert load(ROOT / "benchmarks/proof/protocol.yaml").worlds
+
+
+def test_every_arm_has_the_same_trials_and_any_beginning_is_balanced(tmp_path):
+    trials = jobs.tune_jobs(world(tmp_path))
+    assert len(trials) == NUM_TUNE == len({job.key for job in trials})
+    assert [job.seed for job in trials] == [0] * 6 + [1] * 6
+    cells = [("full", 0.5), ("full", 1.0), ("good", 0.5)]
+    assert [(job.arm, job.budget) for job in trials[:6:2]] == cells
+    assert {job.lr for job in trials[::2]} == {1e-3}
+    both = jobs.interleave([trials, jobs.runs_at("claim", world(tmp_path), {("good", 0.5): 1.0})])
+    assert [job.seed for job in both] == [0] * 6 + [100] + [1] * 6 + [101]
+
+
+def trial(arm: str, lr: float, seed: int, value: float | None) -> dict:
+    found = {"stage": "tune", "arm": arm, "budget": 0.5, "lr": lr, "seed": seed}
+    if value is None:
+        return {**found, "status": "failed"}
+    return {**found, "status": "ok", "val": {"accuracy": value}}
+
+
+def test_the_rate_with_the_best_mean_is_chosen(tmp_path):
+    there = world(tmp_path)
+    # 1e-3: 0.8; 3e-3: 0.75, though it has the best single trial.
+    found = [trial("good", lr, seed, v) for lr, seed, v in [(1e-3, 0, 0.8), (1e-3, 1, 0.8)]]
+    found += [trial("good", lr, seed, v) for lr, seed, v in [(3e-3, 0, 0.9), (3e-3, 1, 0.6)]]
+    choice = tuning.choose(there, found)["good", 0.5]
+    assert (choice.lr, choice.missing, choice.at_edge) == (1e-3, 0, True)
+    assert choice.means == {1e-3: pytest.approx(0.8), 3e-3: pytest.approx(0.75)}
+    assert tuning.rates(there, found[:3]) == {}  # a trial is missing
+    found[0] = trial("good", 1e-3, 0, None)
+    assert tuning.rates(there, found) == {("good", 0.5): 3e-3}
+    found[2] = trial("good", 3e-3, 0, None)
+    assert tuning.rates(there, found) == {}
+    falling = world(tmp_path, SMALL + "    higher_is_better: false\n")
+    found = [trial("good", lr, seed, lr) for lr in (1e-3, 3e-3) for seed in (0, 1)]
+    assert tuning.rates(falling, found) == {("good", 0.5): 1e-3}
+    assert tuning.rates(there, found) == {("good", 0.5): 3e-3}
+
+
+def test_a_run_is_recorded_once_and_a_failed_one_again_as_its_next_attempt(tmp_path):
+    path = tmp_path / "r.jsonl"
+    key = {"stage": "tune", "world": "w", "arm": "a", "budget": 0.5, "lr": 0.1, "seed": 0}
+    store = Store(path, write=True)
+    store.append({**key, "status": "failed"})
+    with pytest.raises(ValueError, match="is in the results already"):
+        store.append({**key, "status": "ok"})
+    store.append({**key, "status": "ok", "attempt": 2})
+    with pytest.raises(ValueError, match="is in the results already"):
+        store.append({**key, "status": "ok", "attempt": 3})
+    with pytest.raises(ValueError, match="another process is writing"):
+        Store(path, write=True)
+    store.close()
+    with path.open("a") as file:
+        file.write('{"stage": "tu')  # cut short
+    assert [r["status"] for r in Store(path).records] == ["failed", "ok"]
+    store = Store(path, write=True)
+    store.append({**key, "seed": 1, "status": "ok"})
+    store.close()
+    assert [r["seed"] for r in Store(path).records] == [0, 0, 1]
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(ValueError, match=r"r\.jsonl, line 4: .*is in the results already"):
+        Store(path)
+
+
+def test_faults_of_runs_are_recorded_and_run_again_only_if_asked(folder, monkeypatch):
+    monkeypatch.setenv("PROOF_RAISE", "0")
+    monkeypatch.setenv("PROOF_DIE", "1")
+    assert proof(folder, "tune") == 0
+    assert len(records(folder)) == NUM_TUNE
+    assert {(r["seed"], r["status"]) for r in records(folder)} == {(0, "failed"), (1, "failed")}
+    whys = {r["seed"]: r["why"] for r in records(folder)}
+    assert whys[0].startswith("RuntimeError: seed 0 is not to my taste (proof_fakes.py, line ")
+    assert whys[1] == "its process died (exit status 7)"
+    monkeypatch.delenv("PROOF_RAISE")
+    monkeypatch.setenv("PROOF_DIE", "none")
+    monkeypatch.setenv("PROOF_NAN", "1")
+    assert proof(folder, "tune") == 0
+    assert len(records(folder)) == NUM_TUNE
+    assert proof(folder, "tune", "--retry", "--arms", "good") == 0
+    again = records(folder)[NUM_TUNE:]
+    assert {(r["arm"], r["seed"], r["status"], r["attempt"]) for r in again} == {
+        ("good", 0, "ok", 2),
+        ("good", 1, "failed", 2),
+    }
+    assert {r["why"] for r in again if r["seed"]} == {"test.accuracy is not a finite number: None"}
+    assert {line[-1] for line in ran(folder)} == {"1"}  # OMP_NUM_THREADS
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_command_goes_on_where_it_was(folder, number):
+    command = [sys.executable, "-m", "benchmarks.proof", *arguments(folder, "tune")]
+    first = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PROOF_WAIT": "0.25"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    results = folder / "results/digits.jsonl"
+    while not results.is_file() or len(results.read_text().splitlines()) < 3:
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(number)
+    said = first.communicate()[1]
+    before = records(folder)
+    assert 3 <= len(before) < NUM_TUNE
+    if number == signal.SIGINT:
+        assert first.returncode == 130
+        assert "call it again to go on" in said
+    assert proof(folder, "tune", "--workers", "1") == 0
+    after = records(folder)
+    assert after[: len(before)] == before
+    assert len(after) == NUM_TUNE == len({jobs.key_of(r) for r in after})
+    # What was in the results was not run again: only the two that were under way were lost.
+    assert NUM_TUNE <= len(ran(folder)) <= NUM_TUNE + 2
+
+
+def test_a_claim_needs_a_committed_protocol_that_stays(folder, capsys):
+    assert proof(folder, "tune") == 0
+    assert proof(folder, "claim") == 2
+    assert "is not committed" in " ".join(capsys.readouterr().err.split())
+    commit(folder)
+    there = folder / "protocol.yaml"
+    there.write_text(SMALL + "# a word more\n")
+    assert proof(folder, "claim") == 2
+    assert "differs from the last commit" in " ".join(capsys.readouterr().err.split())
+    there.write_text(SMALL)
+    assert proof(folder, "claim") == 0
+    claims = [r for r in records(folder) if r["stage"] == "claim"]
+    assert len(claims) == 2 * 3
+    assert {r["lr"] for r in claims} == {3e-3}  # the best of the fakes
+    assert {r["protocol"] for r in claims} == {world(folder).hash}
+    there.write_text(SMALL.replace("margin: 0.005", "margin: 0.01"))
+    commit(folder)
+    assert proof(folder, "claim") == 2
+    assert "needs a new name of its results" in " ".join(capsys.readouterr().err.split())
+    there.write_text(there.read_text() + "    results: digits-2\n")
+    commit(folder)
+    assert proof(folder, "claim") == 0
+    assert "6 runs wait for tuning" in " ".join(capsys.readouterr().err.split())
+    assert (folder / "results/digits-2.jsonl").read_text() == ""
+    assert len(records(folder)) == NUM_TUNE + 6
+
+
+def test_tuning_does_not_change_after_the_claim_began(folder):
+    there = world(folder)
+    commit(folder)
+    protocol = load(folder / "protocol.yaml")
+    store = Store(folder / "r.jsonl", write=True)
+    for job in jobs.tune_jobs(there):
+        store.append(campaign.made_record(job, {"status": "ok", **proof_fakes.record(job)}, there))
+    late = jobs.runs_at("claim", there, {("good", 0.5): 1e-3})[0]
+    campaign.check_claim(protocol, there, store)
+    store.append(campaign.made_record(late, {"status": "failed", "why": "?"}, there))
+    with pytest.raises(ValueError, match=r"claimed at lr 0\.001, and tuning now says 0\.003"):
+        campaign.check_claim(protocol, there, store)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tune", "--worlds", "moon"], "--worlds: 'moon' is none of ['digits']"),
+        (["tune", "--arms", "best"], "--arms: 'best' is none of ['full', 'good']"),
+        (["tune", "--workers", "0"], "--workers is at least 1"),
+        (["tune", "--runner", "tests.no_such:run"], "no job can be run: tests.no_such:run: Module"),
+        (["report", "--stage", "pilot"], "give --docs"),
+    ],
+)
+def test_a_wrong_command_is_told(folder, capsys, words, message):
+    given = arguments(folder, words[0])
+    assert main([*given, *words[1:]]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_status_says_what_is_left_and_a_limit_begins_nothing_more(folder, capsys):
+    assert proof(folder, "tune", "--limit-minutes", "1e-9") == 0
+    assert records(folder) == []
+    assert proof(folder, "tune", "--arms", "good") == 0
+    assert proof(folder, "status") == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    said = {row[1].strip(): [cell.strip() for cell in row[2:5]] for row in rows}
+    assert said["tune"] == ["4", "0", "8"]
+    assert said["claim"] == ["0", "0", "2 + 4 not tuned"]
+
+
+def test_what_is_left_takes_as_long_as_its_like():
+    def run(arm: str, budget: float, seconds: float | None = None) -> dict:
+        return {"world": "w", "arm": arm, "budget": budget, "status": "ok", "wall_seconds": seconds}
+
+    def job(arm: str, budget: float, of: str = "w") -> jobs.Job:
+        return jobs.Job(stage="tune", world=of, arm=arm, budget=budget, lr=0.1, seed=9)
+
+    done = [run("a", 0.5, 10.0), run("a", 0.5, 20.0), run("b", 1.0, 30.0)]
+    # a at 0.5: 15; b at 0.5: half of the mean of 20, 40 and 30.
+    assert campaign.seconds_left([job("a", 0.5), job("b", 0.5)], done) == pytest.approx(15 + 15)
+    assert campaign.seconds_left([job("a", 0.5, "other")], done) is None
+    assert campaign.seconds_left([], done) == 0
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory) -> tuple[Path, str]:
+    """The report of synthetic claims of which one arm has a failed seed, and the README's table."""
+    folder = tmp_path_factory.mktemp("reported")
+    there = world(folder, PROTOCOL)
+    store = Store(folder / "results/digits.jsonl", write=True)
+    all_jobs = jobs.tune_jobs(there)
+    for stage in range(2):
+        if stage:
+            all_jobs = jobs.runs_at("claim", there, tuning.rates(there, store.records))
+        for job in all_jobs:
+            made = {"status": "ok", **proof_fakes.record(job)}
+            if (job.arm, job.seed) == ("harmful", 103):
+                made = {"status": "failed", "why": "ValueError: a | b"}
+            store.append({**campaign.made_record(job, made, there), "commit": "abc"})
+    store.close()
+    docs = folder / "docs"
+    docs.mkdir()
+    (docs / "proof.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    table = report.write({"digits": there}, folder / "results", docs)
+    return docs, table
+
+
+def test_the_report_says_what_the_records_say(reported):
+    docs, table = reported
+    page = (docs / "proof.md").read_text()
+    assert page.startswith(f"before\n{report.BEGIN}\n")
+    assert page.endswith(f"{report.END}\nafter\n")
+    assert "old" not in page
+    assert "160 of 160 runs" in page
+    rows = {
+        (cells[1], cells[2].strip("*")): cells
+        for cells in ([c.strip() for c in line.split("|")] for line in page.splitlines())
+        if len(cells) > 10
+    }
+    mean = sum(
+        proof_fakes.record(job)["test"]["accuracy"]
+        for job in jobs.runs_at("claim", world(docs, PROTOCOL), {("good", 0.6): 3e-3})
+    )
+    assert rows["0.6", "good"][3].startswith(f"{10 * mean:.2f} [")
+    assert rows["0.6", "good"][5].endswith("better")
+    assert rows["0.6", "harmful"][5].endswith("worse")
+    assert not rows["0.6", "random"][5].endswith(("better", "worse"))
+    assert rows["0.8", "good"][7].startswith("yes")
+    assert rows["0.4", "random"][7].startswith("no")
+    assert rows["0.4", "harmful"][11] == "9, 1 failed"
+    assert "| claim | harmful | 0.4 | 0.003 | 103 | ValueError: a \\| b |" in page
+    assert "Spent over 1 % more than their budget: thirsty at 0.4: 0.420" in page
+    assert "| harmful | not reached | not reached | not reached | 0 % | 9 |" in page
+    assert "| digits | good |" in table
+    for name in ("digits", "savings"):
+        assert (docs / "proof" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_is_the_same_every_time_and_needs_its_marks(reported):
+    docs, table = reported
+    there = {"digits": world(docs.parent, PROTOCOL)}
+    before = (docs / "proof.md").read_text()
+    assert report.write(there, docs.parent / "results", docs) == table
+    assert (docs / "proof.md").read_text() == before
+    other = docs.parent / "other"
+    other.mkdir()
+    (other / "proof.md").write_text("a page without marks")
+    with pytest.raises(ValueError, match="are needed once each"):
+        report.write(there, docs.parent / "results", other)
+    changed = {"digits": world(docs.parent, PROTOCOL.replace("0.005", "0.01"))}
+    with pytest.raises(ValueError, match="has claims under protocol"):
+        report.write(changed, docs.parent / "results", docs)
