@@ -123,7 +123,7 @@ def within(groups: Tensor, rule: Rule, quota: Quota = "proportional") -> Rule:
 
     Args:
         groups: ``[N]`` integers of any values, one of each example: its class.
-        rule: chooses within a group; one that does not ask for the ratio chooses as many as it does.
+        rule: chooses within a group; one that asks for no ratio has no quota.
         quota: ``proportional`` or ``equal``.
 
     Raises:
