@@ -38,8 +38,11 @@ def predict(
     make = COMMANDS[name].predict
     if make is None:
         able = ", ".join(other for other, command in COMMANDS.items() if command.predict)
+        form = COMMANDS[name].form
+        run = f"attent {name}" if form is None else f"attent {form.of} {form.when} ({name})"
         raise ConfigError(
-            f"{folder.path} is a run of {name}; predictions are made by {able}, of photographs"
+            f"{folder.path} is a run of {run}; predictions are made of photographs, by runs of "
+            f"{able} on pictures"
         )
     gone = [path for path in images if not Path(path).is_file()]
     if gone:

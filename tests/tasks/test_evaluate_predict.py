@@ -317,7 +317,8 @@ def test_what_is_no_photograph_is_told_in_a_line(runs, attent, tmp_path):
 def test_runs_that_predict_nothing_of_photographs_say_so(runs, attent, photographs, tmp_path):
     photo = photographs["wide"]
     error = only_an_error(*attent("predict", runs["pretrain"].path, photo))
-    assert "is a run of pretrain; predictions are made by classify, segment, depth, detect" in error
+    made = "predictions are made of photographs, by runs of classify, segment, depth, detect on pic"
+    assert f"is a run of attent pretrain; {made}" in error
     assert not (runs["pretrain"].path / "predictions").exists()
     trained("segment", tmp_path / "both", head="linear", in_domains="rgb-depth", epochs=1)
     error = only_an_error(*attent("predict", "both", photo))

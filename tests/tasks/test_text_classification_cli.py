@@ -233,8 +233,11 @@ def test_evaluate_refuses_rows_of_another_class(tuned, tmp_path, capsys):
 def test_photographs_and_other_formats_are_refused_in_words(tuned, capsys):
     assert cli.main(["predict", str(tuned.path), "photo.jpg"]) == 2
     told = capsys.readouterr().err
-    assert "is a run of classify_text; predictions are made by classify, " in told
-    assert ", of photographs" in told
+    assert (
+        "is a run of attent classify with model_name_or_path, or rows of text as data "
+        "(classify_text); predictions are made of photographs, by runs of classify, segment, "
+        "depth, detect on pictures"
+    ) in told
     assert cli.main(["export", str(tuned.path), "--format", "timm"]) == 2
     assert "whose weights are in adapter/ or model/" in capsys.readouterr().err
 
