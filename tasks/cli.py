@@ -219,8 +219,10 @@ def _report(parsed: Namespace) -> int:
 
 def _plan(parsed: Namespace, command: str) -> int:
     from attent.tasks.commands import COMMANDS
+    from attent.tasks.data.named import refuse_ambiguous
 
     config = _config_of(parsed, command)
+    refuse_ambiguous(command, config.data)  # type: ignore[attr-defined]
     run = COMMANDS[command].build(config, initial=False)
     params = sum(value.numel() * value.element_size() for value in run.state["params"].values())
     held = sum(v.numel() * v.element_size() for v in run.state.flatten_keys().values())

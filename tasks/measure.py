@@ -17,6 +17,7 @@ from attent.tasks.build import Run, check_labels, loading_of
 from attent.tasks.classification import Classification
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError
+from attent.tasks.data.named import refuse_ambiguous
 from attent.tasks.folder import RunFolder
 from attent.tasks.run import load_trained
 
@@ -47,6 +48,7 @@ def measure(
         ValueError: no usable checkpoint; data that are not as the run's are.
     """
     command, config = folder.load_config()
+    refuse_ambiguous(command, data)
     loaded, step = load_trained(folder, best=best, device=device)
     held_out = loaded.held_out
     if data is not None:

@@ -35,6 +35,7 @@ from attent.pipeline.processes import processes
 from attent.tasks.build import Run
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import RUNTIME, ConfigError, as_dict
+from attent.tasks.data.named import is_named, refuse_ambiguous
 from attent.tasks.environment import warn_of_changes, write_environment
 from attent.tasks.folder import (
     RunFolder,
@@ -53,10 +54,6 @@ from attent.tasks.unreadable import UnreadableExamples
 
 Say = Callable[[str], None]
 
-NAMED_DATA = frozenset({"digits", "scenes", "photos", "harvest"})
-"""Data that come with a package, and are no paths."""
-
-
 def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     """Start a run in a new folder.
 
@@ -69,7 +66,8 @@ def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     """
     _set_threads(config)
     check_trackers(config.report_to)
-    config = _from_anywhere(config)
+    refuse_ambiguous(command, getattr(config, "data", None))
+    config = _from_anywhere(command, config)
     with noticing_the_lost(), session(config):
         world = processes()
         say = say if world.main else _silent
@@ -111,13 +109,13 @@ def _prepared(command: str, config: Any, run: Run, folder: RunFolder, say: Say) 
     return config, run
 
 
-def _from_anywhere(config: Any) -> Any:
+def _from_anywhere(command: str, config: Any) -> Any:
     """Its paths absolute: the run may be resumed and reported from another directory."""
     found = {}
     paths = ("data", "held_out_data", "data_cache", "pretrained_weights", "model_name_or_path")
     for name in paths:
         value = getattr(config, name, None)
-        if value is None or (name == "data" and value in NAMED_DATA):
+        if value is None or (name == "data" and is_named(command, value)):
             continue
         # A cache is yet to be made; what else is not there is no path, or a mistake told later.
         if name == "data_cache" or Path(value).exists():
