@@ -37,7 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status."""
     chosen = _parser().parse_args(arguments)
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         protocol = load(chosen.protocol)
         worlds = _worlds(protocol, chosen.worlds)
@@ -152,4 +151,5 @@ def _report(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does
     sys.exit(main())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def run_stage(
             world, store = protocol.worlds[job.world], stores[job.world]
             record = made_record(job, outcome, world)
             record.setdefault("commit", commit)
+            record.setdefault("torch", version("torch"))  # without the wait for its import
             if job.key in store.latest:
                 record["attempt"] = store.latest[job.key].get("attempt", 1) + 1
             store.append(record)

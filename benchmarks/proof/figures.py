@@ -147,7 +147,7 @@ def savings(all_findings: Sequence[Findings]) -> Figure:
                 _interval(ax, y, estimate, color)
             ax.axvline(0, color=GREY, lw=1)
             low, high = ax.get_xlim()
-            ax.set_xlim(max(-100.0, min(low, -10.0)), max(high, 30.0))
+            ax.set_xlim(max(-100.0, min(low, -14.0)), max(high, 30.0))
             for y, estimate in estimates:
                 _unreached(ax, y, estimate, color)
             ax.set(title=title, xlabel="budget saved at full's quality, %")
