@@ -22,16 +22,22 @@ from attent.pipeline.pipes import selected_pipe
 from attent.pipeline.plan import Phase, Plan, PlanError, in_tokens, spent
 from attent.pipeline.plans import complex_plan, full_plan, paced_plan, simple_plan
 from attent.pipeline.processes import AgreedError, Processes, processes
+from attent.pipeline.published import averaged, inverse, known_scores, percentile
 from attent.pipeline.quantile import above_quantile
 from attent.pipeline.rank import aged, rank, reducible
 from attent.pipeline.reader import StreamEnded
 from attent.pipeline.recipes import attent_complex, attent_paced, attent_simple, full, tick
+from attent.pipeline.reducible import WithColumn, reducible_loss, shuffled
+from attent.pipeline.refined import balanced, blended, easy, trimmed, within
+from attent.pipeline.rescaled import concentrated, importance, infobatch
 from attent.pipeline.reschedule import plan_of, reschedule
 from attent.pipeline.rules import Rule, hard, random, soft
 from attent.pipeline.schedules import (
     constant,
     cosine,
+    cyclic,
     fixed_interval,
+    geometric,
     incremental,
     incremental_interval,
     warmup_cosine,
@@ -80,6 +86,7 @@ __all__ = [
     "Task",
     "TensorSource",
     "Window",
+    "WithColumn",
     "above_quantile",
     "adamw",
     "aged",
@@ -90,12 +97,18 @@ __all__ = [
     "attent_paced",
     "attent_simple",
     "attent_threshold",
+    "averaged",
+    "balanced",
     "bare_state",
+    "blended",
     "complex_plan",
+    "concentrated",
     "constant",
     "cosine",
     "count",
+    "cyclic",
     "describe",
+    "easy",
     "evaluate",
     "example_keys",
     "export_weights",
@@ -105,21 +118,28 @@ __all__ = [
     "full",
     "full_plan",
     "generator",
+    "geometric",
     "hard",
+    "importance",
     "in_tokens",
     "incremental",
     "incremental_interval",
+    "infobatch",
     "initial_state",
     "initialize",
+    "inverse",
+    "known_scores",
     "load_state",
     "online_plan",
     "paced_plan",
     "per_example",
+    "percentile",
     "plan_of",
     "processes",
     "random",
     "rank",
     "reducible",
+    "reducible_loss",
     "refill",
     "repeat",
     "reschedule",
@@ -131,6 +151,7 @@ __all__ = [
     "selected_pipe",
     "sequence",
     "sgd",
+    "shuffled",
     "simple_plan",
     "soft",
     "spent",
@@ -140,10 +161,12 @@ __all__ = [
     "to_mermaid",
     "top_k_mask",
     "train",
+    "trimmed",
     "uniform",
     "uniforms",
     "validate",
     "warmup_cosine",
     "when",
     "window",
+    "within",
 ]

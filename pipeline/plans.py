@@ -142,7 +142,7 @@ def paced_plan(
 
 def complex_plan(
     num_examples: int,
-    epochs: int,
+    epochs: float,
     *,
     ratio: Schedule | None = None,
     interval: Schedule | None = None,

@@ -208,11 +208,12 @@ def attent_complex(
     source: Source,
     *,
     train: Stage,
-    epochs: int,
+    epochs: float,
     rule: Rule | None = None,
     ratio: Schedule | None = None,
     interval: Schedule | None = None,
     cycles: int = 10,
+    first: int = 1,
     accounting: Budget = "examples",
     signal: str | Signal = "loss",
     observed: bool = False,
@@ -234,6 +235,7 @@ def attent_complex(
         ratio: schedule over the cycles; cosine 0.2 to 0.8 by default.
         interval: schedule over the cycles; 5 passes by default.
         cycles: C.
+        first: full epochs before the first cycle.
         accounting: ``examples`` or ``passes``; or ``tokens``: the cycles are as for ``examples``,
             what is left of all tokens so many times is full epochs.
         signal: what is measured.
@@ -260,6 +262,7 @@ def attent_complex(
         ratio=ratio or schedules.cosine(0.2, 0.8),
         interval=interval or schedules.fixed_interval(5),
         cycles=cycles,
+        first=first,
         accounting="passes" if accounting == "passes" else "examples",
         score=fresh,
         score_cost=cost_of(chosen),

@@ -171,6 +171,19 @@ SIGNALS = {
 """The signals that can be asked for by name."""
 
 
+def _only_observed(name: str) -> Signal:
+    def measure(
+        task: Task, params: Tensors, buffers: Tensors, batch: TensorDict, chunk: int | None
+    ) -> Tensor:
+        raise ValueError(f"{name} is what training observes: train(..., observe={name!r})")
+
+    return Signal(name=name, measure=measure)
+
+
+OBSERVED_ONLY = {name: _only_observed(name) for name in ("relative_loss", "loss_drop")}
+"""Signals that no scoring can measure: they are of when training saw an example."""
+
+
 def signal_of(signal: str | Signal) -> Signal:
     """A signal by name, or the signal itself.
 
@@ -179,6 +192,8 @@ def signal_of(signal: str | Signal) -> Signal:
     """
     if isinstance(signal, Signal):
         return signal
+    if signal in OBSERVED_ONLY:
+        return OBSERVED_ONLY[signal]
     if signal not in SIGNALS:
         raise ValueError(f"no signal {signal!r}; there are {', '.join(SIGNALS)}")
     return SIGNALS[signal]

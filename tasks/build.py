@@ -17,30 +17,16 @@ from attent.pipeline import (
     Loading,
     Optimizer,
     Plan,
-    Rule,
-    Signal,
     Source,
     Stage,
     Step,
     Task,
     adamw,
-    attent_complex,
-    attent_simple,
-    cosine,
     evaluate,
-    fixed_interval,
-    full,
-    hard,
-    incremental,
-    incremental_interval,
     initial_state,
     initialize,
-    per_example,
     plan_of,
-    random,
-    score,
     sgd,
-    soft,
     train,
     validate,
     warmup_cosine,
@@ -52,6 +38,8 @@ from attent.pipeline.skipped import SkippedList
 from attent.pipeline.workers import KeptWorkers
 from attent.tasks.config import ConfigError
 from attent.tasks.launch import accelerator, device_here, half_precision, shares_out
+from attent.tasks.recipe import recipe_of, signal_of_options
+from attent.tasks.zero import settings, updates_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,27 +116,24 @@ def assemble(
         ValueError: what the options ask for cannot be; the message says why.
     """
     loading = loading_of(config, pin_memory=device_of(config.device).type == "cuda")
-    made = accelerator()
     notes: tuple[str, ...] = ()
     if shares_out(config):
         blocks = shard_frozen(task.model)
         notes = (f"{blocks} blocks are shared out over {processes().count} processes (FSDP)",)
+    shared = None if processes().alone else settings()
+    if shared is not None:
+        notes = (f"moments are shared out over {processes().count} processes (DeepSpeed, ZeRO)",)
+    optimizer = optimizer or optimizer_of(config)
     stage = train(
         task,
         source,
-        optimizer=optimizer or optimizer_of(config),
-        step=Step(
-            batch_size=config.batch_size,
-            accumulate=max(config.accumulate, getattr(made, "gradient_accumulation_steps", 1)),
-            clip=config.clip,
-            bfloat16=config.bf16 or half_precision(),
-            compile=config.compile,
-        ),
+        optimizer=optimizer,
+        step=step_of(config),
         steps=config.steps_per_tick,
         observe=config.observed or False,
         ema=config.ema,
         loading=loading,
-        wrap=None if made is None else partial(made.prepare_model, device_placement=False),
+        **_engine_of(optimizer),
     )
     measure = evaluate(
         task,
@@ -157,7 +142,8 @@ def assemble(
         weights=weights_of(config),
         loading=loading,
     )
-    tick = _recipe(config, task, source, stage, measure, loading)
+    tick, said = recipe_of(config, task, source, stage, measure, loading)
+    notes += said
     state = initial_state(task, source, seed=config.seed)
     # Weights that a run starts from may fill what is frozen too (position embeddings), and are not
     # loaded again on resume: a checkpoint holds all of the model, unless told otherwise.
@@ -165,17 +151,47 @@ def assemble(
         if frozen and not value.requires_grad:
             state["buffers", name] = value.detach().clone()
     validate(tick, state)
+    state = initialize(tick, state)
+    if shared is not None:
+        state["optim"] = state["optim"].cpu()  # DeepSpeed has what the device is to hold of it
     return Run(
         task=task,
         source=source,
         held_out=held_out,
         tick=tick,
         plan=plan_of(tick),
-        state=initialize(tick, state),
+        state=state,
         signal=signal_of_options(config).name if config.asks_scores else None,
         notes=notes,
         skipped=loading.skipped,
     )
+
+
+def step_of(config: Any) -> Step:
+    """How the options, and the launcher's settings, have a step made."""
+    made, zero = accelerator(), settings()
+    accumulate = [config.accumulate, getattr(made, "gradient_accumulation_steps", 1)]
+    clips = [config.clip]
+    if zero is not None:
+        accumulate.append(zero.accumulate)
+        clips.append(zero.clip)
+    return Step(
+        batch_size=config.batch_size,
+        accumulate=max(accumulate),
+        clip=min((clip for clip in clips if clip is not None), default=None),
+        bfloat16=config.bf16 or half_precision(),
+        compile=config.compile,
+    )
+
+
+def _engine_of(optimizer: Optimizer) -> dict[str, Any]:
+    """What a train stage is told of the launcher's engine: who averages, and who updates."""
+    made, zero = accelerator(), settings()
+    if made is None:
+        return {}
+    if zero is not None:
+        return {"wrap": lambda model: model, "updates": updates_of(optimizer, zero)}
+    return {"wrap": partial(made.prepare_model, device_placement=False)}
 
 
 def loading_of(config: Any, *, pin_memory: bool = False) -> Loading:
@@ -231,68 +247,3 @@ def optimizer_of(config: Any) -> Optimizer:
         return sgd(lr, momentum=config.momentum, weight_decay=config.weight_decay, scales=scales)
     first, second = config.betas
     return adamw(lr, weight_decay=config.weight_decay, betas=(first, second), scales=scales)
-
-
-def rule_of(config: Any) -> Rule:
-    """The selection rule the options name."""
-    if config.selection_strategy == "soft":
-        return soft(config.gumbel_temperature, config.soft_normalization)
-    return hard() if config.selection_strategy == "hard" else random()
-
-
-def signal_of_options(config: Any) -> Signal:
-    """What is measured of each example."""
-    return per_example(config.signal, getattr(config, "score_length", "mean"))
-
-
-def _recipe(
-    config: Any, task: Task, source: Source, stage: Stage, measure: Stage, loading: Loading
-) -> Stage:
-    shared: dict[str, Any] = {
-        "train": stage,
-        "epochs": config.epochs,
-        "accounting": config.budget,
-        "evaluate": measure,
-        "eval_every": config.eval_every,
-    }
-    if config.method == "full":
-        return full(source, **shared)
-    shared |= {"rule": rule_of(config), "signal": signal_of_options(config)}
-    # A scoring tick forwards as many examples as a training tick, so that an interrupt, the bar and
-    # a checkpoint wait no longer for it.
-    per_tick = config.steps_per_tick * config.batch_size
-    if config.method == "attent_simple":
-        scoring = score(
-            task,
-            source,
-            shared["signal"],
-            batch_size=config.score_batch_size,
-            chunk=config.score_chunk,
-            examples_per_tick=per_tick,
-            loading=loading,
-        )
-        return attent_simple(
-            source,
-            ratio=config.attent_ratio,
-            score=scoring if config.scored_afresh else None,
-            reselect=config.reselect,
-            **shared,
-        )
-    ratio = {"cosine": cosine, "incremental": incremental}[config.ratio_schedule]
-    if config.interval_schedule == "fixed":
-        interval = fixed_interval(config.initial_interval)
-    else:
-        interval = incremental_interval(config.initial_interval, config.max_interval)
-    return attent_complex(
-        task,
-        source,
-        ratio=ratio(config.initial_ratio, config.final_ratio),
-        interval=interval,
-        cycles=config.total_cycles,
-        observed=config.observed is not None,
-        score_batch_size=config.score_batch_size,
-        chunk=config.score_chunk,
-        score_per_tick=per_tick,
-        loading=loading,
-        **shared,
-    )

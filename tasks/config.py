@@ -8,93 +8,28 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from attent.tasks.checks import ConfigError, need
 from attent.tasks.option_types import mistyped
+from attent.tasks.selection import Method, SelectionConfig, check_selection, idle_selection
 
-Method = Literal["attent_complex", "attent_simple", "full"]
-SignalName = Literal[
-    "loss", "grad_norm", "last_layer", "output_grad_norm", "vmap_grad_norm", "looped_grad_norm"
+__all__ = [
+    "ConfigError",
+    "Method",
+    "RunConfig",
+    "SelectionConfig",
+    "TrainingConfig",
+    "as_dict",
+    "check_patches",
+    "check_shared",
+    "did_you_mean",
+    "from_dict",
+    "need",
+    "without_effect",
 ]
-
-
-class ConfigError(ValueError):
-    """A wrong option; the message names it and says what is accepted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionConfig:
-    """What is selected and when.
-
-    Args:
-        method: attent_complex (cycles of score, select, train), attent_simple (one full epoch
-            whose losses are observed, then the highest of them) or full (plain training).
-        selection_strategy: hard (highest scores), soft (random, likelier the higher) or random.
-        initial_ratio: share of the examples selected in the first cycle, in (0, 1].
-        final_ratio: share selected in the last cycle, in (0, 1].
-        ratio_schedule: how the ratio goes from initial to final over the cycles.
-        initial_interval: passes over the subset in the first cycle, at least 1.
-        max_interval: passes over the subset in the last cycle (interval_schedule incremental).
-        interval_schedule: fixed, or incremental up to max_interval.
-        total_cycles: how often to score and select, at least 1.
-        gumbel_temperature: of selection_strategy soft; low is like hard, high like random.
-        soft_normalization: of selection_strategy soft; how scores become probabilities.
-        signal: what is measured of each example: its loss; the exact norm of its gradient
-            (grad_norm; for models that it refuses the same by vmap, vmap_grad_norm, or one example
-            at a time, looped_grad_norm), of the gradient by the head (last_layer) or by the output
-            (output_grad_norm).
-        scores: fresh (a scoring pass before each selection) or observed (from the training steps:
-            the loss at no cost, grad_norm for a part of a step); null for the method's own:
-            observed with attent_simple, fresh with attent_complex.
-        attent_ratio: share selected by attent_simple after its first epoch, in (0, 1].
-        reselect: with attent_simple, select anew before every pass, by what training has observed
-            of each example last.
-        budget: what epochs counts. examples: epochs * N examples are trained on, a pass over a
-            subset counts its own size. tokens: epochs times the tokens of all examples, where they
-            have lengths. passes (as published): a pass over a subset counts as an epoch, so that
-            fewer examples are trained on.
-        score_batch_size: examples in one forward of scoring and of evaluation.
-        score_chunk: examples that vmap maps at once (vmap_grad_norm); less needs less memory.
-    """
-
-    method: Method = "attent_complex"
-    selection_strategy: Literal["hard", "soft", "random"] = "hard"
-    initial_ratio: float = 0.2
-    final_ratio: float = 0.8
-    ratio_schedule: Literal["cosine", "incremental"] = "cosine"
-    initial_interval: int = 5
-    max_interval: int = 10
-    interval_schedule: Literal["fixed", "incremental"] = "fixed"
-    total_cycles: int = 10
-    gumbel_temperature: float = 1.0
-    soft_normalization: Literal["softmax", "sigmoid"] = "softmax"
-    signal: SignalName = "loss"
-    scores: Literal["fresh", "observed"] | None = None
-    attent_ratio: float = 0.7
-    reselect: bool = False
-    budget: Literal["examples", "tokens", "passes"] = "examples"
-    score_batch_size: int = 256
-    score_chunk: int = 32
-
-    @property
-    def asks_scores(self) -> bool:
-        """Whether examples are selected by scores."""
-        return self.method != "full" and self.selection_strategy != "random"
-
-    @property
-    def scored_afresh(self) -> bool:
-        """Whether scores are measured apart, not observed in training."""
-        own = "observed" if self.method == "attent_simple" else "fresh"
-        return self.asks_scores and (self.scores or own) == "fresh"
-
-    @property
-    def observed(self) -> Literal["loss", "grad_norm"] | None:
-        """What the training steps are to record; None for nothing."""
-        if not self.asks_scores or self.scored_afresh:
-            return None
-        return "grad_norm" if self.signal == "grad_norm" else "loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,15 +173,10 @@ def check_shared(config: Any) -> None:
     """
     for mistake in mistyped(config):
         raise ConfigError(mistake)
-    at_least_one = (
-        "initial_interval", "max_interval", "total_cycles", "epochs", "batch_size", "accumulate",
-        "steps_per_tick", "keep", "score_chunk", "score_batch_size",
-    )  # fmt: skip
-    for name in ("initial_ratio", "final_ratio", "attent_ratio"):
-        need(config, name, lambda v: 0 < v <= 1, "in (0, 1]")
-    for name in at_least_one:
+    check_selection(config)
+    for name in ("epochs", "batch_size", "accumulate", "steps_per_tick", "keep"):
         need(config, name, lambda v: v >= 1, "at least 1")
-    for name in ("gumbel_temperature", "eval_every", "save_every"):
+    for name in ("eval_every", "save_every"):
         need(config, name, lambda v: 0 < v < float("inf"), "above 0")
     for name in ("lr", "blr", "worker_timeout"):
         need(config, name, lambda v: v is None or 0 < v < float("inf"), "above 0, or null")
@@ -277,29 +207,6 @@ def _check_together(config: Any) -> None:
         raise ConfigError(
             f"warmup_epochs ({config.warmup_epochs:g}) must be below epochs ({config.epochs})"
         )
-    if config.interval_schedule == "incremental" and config.max_interval < config.initial_interval:
-        raise ConfigError(
-            f"max_interval ({config.max_interval}) is below initial_interval "
-            f"({config.initial_interval})"
-        )
-    if config.observed and config.signal not in ("loss", "grad_norm"):
-        raise ConfigError(
-            f"scores: observed records loss or grad_norm; signal is {config.signal}; it can be "
-            "measured with scores: fresh"
-        )
-    if config.reselect and config.method == "attent_simple" and config.scored_afresh:
-        raise ConfigError("reselect goes by what training observes, but scores is fresh")
-
-
-def need(config: Any, name: str, holds: Callable[[Any], bool], accepted: str) -> None:
-    """Refuse an option's value where ``holds`` is false.
-
-    Raises:
-        ConfigError: names the option, its value and what is accepted.
-    """
-    value = getattr(config, name)
-    if not holds(value):
-        raise ConfigError(f"{name} must be {accepted}, got {value}")
 
 
 def check_patches(config: Any, *, semseg: bool) -> None:
@@ -341,29 +248,7 @@ def without_effect(config: Any) -> list[str]:
 
 def _idle(config: Any) -> dict[str, str]:
     """The options that do nothing, of those that every command has, and why."""
-    complex_only = {
-        "initial_ratio", "final_ratio", "ratio_schedule", "initial_interval", "max_interval",
-        "interval_schedule", "total_cycles",
-    }  # fmt: skip
-    idle: dict[str, str] = {}
-    if config.method != "attent_complex":
-        idle |= dict.fromkeys(complex_only, f"method is {config.method}")
-        if config.budget == "passes":
-            idle["budget"] = f"method is {config.method}"
-    if config.method == "full":
-        idle |= dict.fromkeys(("selection_strategy", "signal", "scores"), "method is full")
-    if config.method != "attent_simple":
-        idle |= dict.fromkeys(("attent_ratio", "reselect"), f"method is {config.method}")
-    if config.interval_schedule == "fixed":
-        idle.setdefault("max_interval", "interval_schedule is fixed")
-    if config.selection_strategy != "soft" or config.method == "full":
-        why = f"selection_strategy is {config.selection_strategy}"
-        idle |= {"gumbel_temperature": why, "soft_normalization": why}
-    if config.method != "full" and config.selection_strategy == "random":
-        why = "selection_strategy random asks no scores"
-        idle |= dict.fromkeys(("signal", "scores", "reselect"), why)
-    if config.signal != "vmap_grad_norm" or not config.scored_afresh:
-        idle["score_chunk"] = "only signal vmap_grad_norm maps by vmap"
+    idle = idle_selection(config)
     if config.optimizer != "sgd":
         idle["momentum"] = f"optimizer is {config.optimizer}"
     if config.optimizer != "adamw":

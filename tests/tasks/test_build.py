@@ -9,10 +9,11 @@ from PIL import Image
 
 from attent.pipeline import SIGNALS, ExampleError, PlanError, assert_stage_laws, run
 from attent.pipeline.keys import differences, find, number
-from attent.tasks.build import device_of, rule_of
+from attent.tasks.build import device_of
 from attent.tasks.classification.build import build_classify
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import ConfigError
+from attent.tasks.recipe import rule_of
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 
@@ -149,6 +150,32 @@ def test_more_classes_than_are_found_may_be_asked_for(npz):
 )  # fmt: skip
 def test_rules(options, name):
     assert rule_of(ClassifyConfig(**options)).name == name
+
+
+def test_the_paced_method(npz):
+    options = {"method": "attent_paced", "signal": "relative_loss", "initial_ratio": 0.5}
+    built = build_classify(config_of(npz(), epochs=8, **options))
+    first, paced, last = built.plan.phases
+    assert (built.plan.name, first.passes, paced.ratio, last.ratio) == ("attent_paced", 1, 0.5, 1.0)
+    assert built.plan.budget == 8 * len(built.source)
+    assert built.signal == "relative_loss"
+    assert built.notes == ()
+
+
+def test_a_share_of_the_budget(npz):
+    for method in ("full", "attent_simple", "attent_paced"):
+        built = build_classify(config_of(npz(), epochs=8, method=method, budget_share=0.5))
+        assert built.plan.budget == 4 * len(built.source)
+
+
+def test_where_selection_cannot_pay_training_is_plain_and_says_so(npz):
+    built = build_classify(config_of(npz(), epochs=1, warmup_epochs=0.0, method="attent_paced"))
+    assert built.plan.name == "full"
+    (note,) = built.notes
+    assert note.startswith("plain training: selection cannot pay: the plan does not fit: 1 full")
+    # Of the published methods it is an error, with the arithmetic.
+    with pytest.raises(PlanError, match="the plan does not fit"):
+        build_classify(config_of(npz(), epochs=1, warmup_epochs=0.0, method="attent_simple"))
 
 
 # --- folders

@@ -57,7 +57,7 @@ WRONG = [
     *[({name: 0.0}, rf"{name} must be {IN_SHARE} 0.0") for name in
       ("initial_ratio", "final_ratio", "attent_ratio")],
     *[({name: 1.5}, rf"{name} must be {IN_SHARE} 1.5") for name in
-      ("initial_ratio", "final_ratio", "attent_ratio")],
+      ("initial_ratio", "final_ratio", "attent_ratio", "budget_share")],
     ({"initial_ratio": float("nan")}, rf"initial_ratio must be {IN_SHARE} nan"),
     *[({name: 0}, rf"{name} must be at least 1, got 0") for name in
       ("initial_interval", "max_interval", "total_cycles", "epochs", "batch_size", "accumulate",
@@ -86,10 +86,21 @@ WRONG = [
     ({"interval_schedule": "incremental", "initial_interval": 4, "max_interval": 3},
      r"max_interval \(3\) is below initial_interval \(4\)"),
     ({"scores": "observed", "signal": "last_layer"},
-     "scores: observed records loss or grad_norm; signal is last_layer; it can be measured with "
-     "scores: fresh"),
+     "scores: observed records loss, relative_loss, loss_drop, grad_norm; signal is last_layer; it "
+     "can be measured with scores: fresh"),
+    ({"signal": "relative_loss"},
+     "signal relative_loss is observed in training, but scores is fresh here: give scores: "
+     "observed"),
+    ({"method": "attent_paced", "scores": "fresh"},
+     "attent_paced selects by what training observes, but scores is fresh"),
+    ({"method": "attent_paced", "first_epochs": 0},
+     "attent_paced observes scores in its first_epochs: at least 1, got 0"),
+    ({"first_epochs": -1}, "first_epochs must be at least 0, got -1"),
+    ({"last_share": 1.0}, r"last_share must be in \[0, 1\), got 1.0"),
+    ({"budget": "passes", "budget_share": 0.5},
+     "budget_share is of examples or tokens; budget is passes"),
     ({"method": "attent_simple", "signal": "last_layer"},
-     "scores: observed records loss or grad_norm; signal is last_layer; .*"),
+     "scores: observed records loss, relative_loss, loss_drop, grad_norm; signal is last_layer; .*"),
     ({"method": "attent_simple", "scores": "fresh", "reselect": True},
      "reselect goes by what training observes, but scores is fresh"),
     ({"device": "tpu"}, "device is auto, cpu, cuda or cuda:N, not 'tpu'"),
@@ -115,6 +126,9 @@ def test_values_out_of_range_are_refused(options, message):
         {"method": "attent_simple", "scores": "observed", "signal": "grad_norm"},
         {"method": "attent_simple", "scores": "fresh", "signal": "last_layer"},
         {"method": "attent_simple", "reselect": True},
+        {"method": "attent_paced", "signal": "relative_loss", "last_share": 0.0},
+        {"method": "attent_paced", "selection_strategy": "random", "first_epochs": 0},
+        {"scores": "observed", "signal": "loss_drop", "budget_share": 1.0},
     ],
     ids=str,
 )
