@@ -2,7 +2,7 @@
 
 Accelerate sets them up, by its own settings and the launcher's: which device each has, how they
 talk, DistributedDataParallel or fully_shard, precision, gradient accumulation. What they then do
-together is in `attent.pipeline.processes`.
+together is in `attent.pipeline.processes`; DeepSpeed's part in it in `attent.tasks.zero`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attent.tasks.config import ConfigError
+from attent.tasks.zero import settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,24 +62,22 @@ def session(config: Any) -> Iterator[None]:
     if not launched() or _active:  # a run may be part of another, which has set them up
         yield
         return
-    for engine in ("DEEPSPEED", "MEGATRON_LM"):
-        if _asked(f"ACCELERATE_USE_{engine}"):
-            raise ConfigError(
-                f"{engine} keeps the optimiser's state itself, where no checkpoint of ours holds "
-                "it; FSDP (accelerate launch --use_fsdp) shares out a language model that is too "
-                "large for one device"
-            )
+    _check_engines(config)
     if ":" in config.device and _count() > 1:
         raise ConfigError(
             f"device {config.device} is one device, but there are several processes: leave it to "
             "the launcher (device auto, or cpu)"
         )
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import patch_environment
 
     wrapping = DistributedDataParallelKwargs(find_unused_parameters=_may_skip_parameters(config))
     # Of several processes without a GPU it would set up none, unless it is told of the CPU.
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[wrapping])
+    if cpu and settings() is not None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and warn
+    with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):  # it has the updates alone
+        made = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[wrapping])
     try:
         if made.num_processes != _count():
             raise ConfigError(
@@ -91,6 +90,21 @@ def session(config: Any) -> Iterator[None]:
         _active.clear()
         made.end_training()
         _forget()
+
+
+def _check_engines(config: Any) -> None:
+    """Refuse what the launcher asks for and cannot have."""
+    if _asked("ACCELERATE_USE_MEGATRON_LM"):
+        raise ConfigError(
+            "Megatron-LM keeps the optimiser's state itself, where no checkpoint of ours holds it; "
+            "FSDP (accelerate launch --use_fsdp) shares out a language model that is too large for "
+            "one device"
+        )
+    if settings() is not None and _may_skip_parameters(config):
+        raise ConfigError(
+            "a step of detect may leave parameters without a gradient, which ZeRO would update all "
+            "the same: start the processes without DeepSpeed"
+        )
 
 
 def _may_skip_parameters(config: Any) -> bool:
@@ -116,7 +130,10 @@ def half_precision() -> bool:
     Raises:
         ConfigError: another precision is asked for.
     """
+    zero = settings()
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if zero is not None and zero.precision != "no":
+        asked = zero.precision
     if asked not in ("no", "bf16"):
         raise ConfigError(f"mixed_precision {asked} scales losses, which are scores here; use bf16")
     return asked == "bf16"
