@@ -6,7 +6,7 @@ makes of 500 other scenes, nothing masked; how strongly it is regularised is cho
 accuracy is the metric, `World.probe`; the task's own losses of val and test are measured beside it.
 
 Of colours alone the mean of the tokens says too little (25 % against 24 % before any training), of
-all modalities it says enough to tell encoders apart (62 % against 33 %; seed 1000, 6 epochs).
+all modalities it says enough to tell encoders apart (66 % against 39 %; seed 1000).
 """
 
 from __future__ import annotations
