@@ -91,20 +91,31 @@ class Processes:
             AgreedError: one of several processes has met an error; says which. A single process
                 raises its own.
         """
+        return self.agreeing(error, *values)()
+
+    def agreeing(self, error: Exception | None, *values: float) -> Callable[[], list[float]]:
+        """Begin to `agree`; what is returned waits for the others, and gives or raises the same.
+
+        Between the two there may be anything that all processes do alike. A single one raises here.
+        """
         if self.alone:
             if error is not None:
                 raise error
-            return list(values)
+            return lambda: list(values)
         sums = torch.tensor([float(error is not None), *values], dtype=torch.float64)
         sums = sums.to(sending_device())
-        dist.all_reduce(sums)
-        failed, *added = sums.tolist()
-        if failed:
-            told: list[str | None] = [None] * self.count
-            dist.all_gather_object(told, None if error is None else str(error))
-            first = next(i for i, text in enumerate(told) if text is not None)
-            raise AgreedError(f"process {first} of {self.count}: {told[first]}") from error
-        return added
+        sent: Any = dist.all_reduce(sums, async_op=True)
+
+        def agreed() -> list[float]:
+            sent.wait()
+            failed, *added = sums.tolist()
+            if failed:
+                told = self.gather_objects(None if error is None else str(error))
+                first = next(i for i, text in enumerate(told) if text is not None)
+                raise AgreedError(f"process {first} of {self.count}: {told[first]}") from error
+            return added
+
+        return agreed
 
     def gather(self, *columns: Tensor) -> list[Tensor]:
         """What all processes hold, in the order of their ranks; none need hold as much as another.
@@ -192,7 +203,8 @@ class Processes:
 
     def broadcast_state(self, state: TensorDict) -> None:
         """Make a state what it is in the main process, in place."""
-        self.broadcast([value for _, value in leaves(state)])
+        # By name: entries made in the order of a set come in another order in each process.
+        self.broadcast([value for _, value in sorted(leaves(state), key=lambda leaf: leaf[0])])
 
     def average_gradients(self, params: Sequence[nn.Parameter]) -> None:
         """Make the gradients of parameters their mean over all processes.

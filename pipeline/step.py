@@ -118,26 +118,29 @@ class Compute:
         self.source = source
         self.step = step
         self.wrap = wrap or DistributedDataParallel
-        self._wrapper: DistributedDataParallel | None = None
         self.device = next(iter(trainable(task.model).values())).device
 
     @functools.cached_property
     def model(self) -> nn.Module:
         """What is called: the task's model, compiled and over several processes if need be."""
-        model = self.task.model
-        if not processes().alone and not self.averages:
-            model = self.wrap(model)
-            if isinstance(model, DistributedDataParallel):
-                # It would wait in every forward for one that may have had nothing to forward.
-                model.broadcast_buffers = False
-                self._wrapper = model
+        model = self.wrapped
         return torch.compile(model) if self.step.compile else model  # type: ignore[return-value]
+
+    @functools.cached_property
+    def wrapped(self) -> nn.Module:
+        """The task's model, over several processes if need be."""
+        if processes().alone or self.averages:
+            return self.task.model
+        model = self.wrap(self.task.model)
+        if isinstance(model, DistributedDataParallel):
+            model.broadcast_buffers = False  # in every forward, and it would not wait for others
+        return model
 
     def prepare(self) -> None:
         """Wrap and compile the model, once."""
         self.model  # noqa: B018 - made when it is first asked for
 
-    @property
+    @functools.cached_property
     def together(self) -> bool:
         """Whether no process can call the model unless all do."""
         return not processes().alone and is_sharded(self.task.model)
@@ -192,16 +195,19 @@ class Compute:
             bad = _error_of(
                 lambda: self._forward(done, weight, params, max(1, size // world.count))
             )
-        summed, moved = world.agree(bad, done.summed * counts, not world.alone and kept.moved())
+        moved = not world.alone and kept.moved()
+        if bad is not None and not world.alone:
+            done.failed(None if self.averages else self._nothing())
+        # What they tell each other is on its way while each makes its backward.
+        agreed = world.agreeing(bad, done.summed * counts, moved)
+        told = agreed() if self.together else None
+        done.backward()
+        summed, moved = told or agreed()
         if moved:
             # Statistics of a batch are of each process's part of it: those of the main one hold.
             world.broadcast(kept.buffers)
-        done.backward()
         if self.averages:
             world.average_gradients(list(params.values()))
-        elif self._wrapper is not None:
-            # It would do so in the next forward, which a process with a bad example never begins.
-            self._wrapper.reducer._rebuild_buckets()
         return done.seen(summed / size)
 
     def _forward(
@@ -213,8 +219,7 @@ class Compute:
     ) -> None:
         """Forward the batch in parts; the backward of the last of them is left to be made.
 
-        Until all processes have agreed that nothing is amiss none may wait for another, so it is
-        the last part alone whose gradients are averaged: a wrapper knows by its forward.
+        It is the last part alone whose gradients are averaged: a wrapper knows by its forward.
         """
         left = len(done.batch)
         for part, part_weight in self._parts(done.batch, weight, at_most):
@@ -231,6 +236,21 @@ class Compute:
                 check_finite(loss.detach(), part["index"], self.source, "training loss")
                 part_sum = float(loss.detach().cpu().double().sum())  # finite ones, but huge
             done.summed += part_sum
+
+    def _nothing(self) -> Tensor:
+        """What a process has a backward of that has met a bad example: all gradients are zero.
+
+        The others are about to wait for its gradients, in their wrapper, which must be entered by
+        a forward to give any.
+        """
+        model, params = self.task.model, trainable(self.task.model).values()
+        own = {name: value for name, value in vars(model).items() if name == "forward"}
+        model.forward = lambda *_: torch.stack([p.sum() for p in params]).sum() * 0
+        try:
+            return self.wrapped(torch.zeros((), device=self.device))
+        finally:
+            del model.forward
+            vars(model).update(own)
 
     def _ready(self, draw: Draw, world: Processes) -> TensorDict:
         """The examples of this process as the model is to see them."""
@@ -305,6 +325,10 @@ class _Forwarded:
         """Take in the losses and the weights of some examples, ``[b]``."""
         self._losses.append(loss.detach())
         self._left = (weight * loss).sum() / self.total, watch, weight
+
+    def failed(self, nothing: Tensor | None) -> None:
+        """Make another backward than that of the examples, or none."""
+        self._left = None if nothing is None else (nothing, None, nothing)
 
     def backward(self) -> None:
         """Make the backward that is left."""

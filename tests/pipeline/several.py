@@ -1,7 +1,7 @@
 """What a number of processes do together, to be compared with what one does alone.
 
-`together(count, name)` runs one of the scenarios below in so many processes (gloo, on the CPU) and
-gives back what each of them has found, in the order of their ranks.
+`together(count, name)` runs one of the scenarios below, or of `tests.pipeline.failing`, in so many
+processes (gloo, on the CPU) and gives back what each has found, in the order of their ranks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import datetime
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,23 @@ from torch.nn.parallel import DistributedDataParallel
 from attent.pipeline import (
     AgreedError,
     Observer,
-    Stage,
     Step,
     TensorSource,
-    Window,
     adamw,
     attent_complex,
-    attent_online,
     attent_simple,
     evaluate,
     fit,
     fixed_interval,
     full,
     initial_state,
-    initialize,
     run,
     train,
     warmup_cosine,
 )
-from attent.pipeline.keys import branch, clone, leaves
+from attent.pipeline.keys import branch, leaves
 from attent.pipeline.processes import processes
+from tests.pipeline import failing
 from tests.pipeline.tallied import Summed, Tallied
 from tests.tiny import TinyTask, tiny_source
 
@@ -51,10 +47,15 @@ from tests.tiny import TinyTask, tiny_source
 def together(count: int, *names: str) -> list[dict[str, Any]]:
     """What each process has found in each scenario."""
     if count == 1:
-        return [{name: globals()[name]() for name in names}]
+        return [_found(names)]
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_one, (count, folder, names), count)
         return [torch.load(Path(folder, f"{r}.pt"), weights_only=False) for r in range(count)]
+
+
+def _found(names: tuple[str, ...]) -> dict[str, Any]:
+    scenarios = globals() | vars(failing)
+    return {name: scenarios[name]() for name in names}
 
 
 def _one(rank: int, count: int, folder: str, names: tuple[str, ...]) -> None:
@@ -62,7 +63,7 @@ def _one(rank: int, count: int, folder: str, names: tuple[str, ...]) -> None:
     store = f"file://{folder}/store"
     limit = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", store, timeout=limit, rank=rank, world_size=count)
-    torch.save({name: globals()[name]() for name in names}, Path(folder, f"{rank}.pt"))
+    torch.save(_found(names), Path(folder, f"{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -179,99 +180,6 @@ def observing_in_parts() -> TensorDict:
 def batches_of_two() -> TensorDict:
     """Fewer examples in a batch than there may be processes, and a last one of three."""
     return _observing(batch_size=2)
-
-
-SEED = 4
-"""Of a first pass that comes to example 13 after some steps."""
-
-
-class Broken(TensorSource):
-    """An example that cannot be read."""
-
-    def fetch(self, index: torch.Tensor) -> TensorDict:
-        if 13 in index.tolist():
-            raise OSError("the disk is gone")
-        return super().fetch(index)
-
-    def locate(self, index: int) -> str:
-        return f"row {index}"
-
-
-def _failing(data: TensorSource, seed: int = SEED, **step: Any) -> dict[str, Any]:
-    task, how = TinyTask(), Step(batch_size=8, **step)
-    stage = train(task, data, optimizer=adamw(0.02), step=how, observe=True, steps=2)
-    tick = full(data, train=stage, epochs=2)
-    return _met(tick, initial_state(task, data, seed=seed))
-
-
-def _met(tick: Stage, state: TensorDict) -> dict[str, Any]:
-    """The error that a run ends with."""
-    state = initialize(tick, state)
-    try:
-        fit(tick, state, donate=True)
-    except ValueError as error:
-        return {"error": str(error), "kind": type(error).__name__, "state": clone(state)}
-    raise AssertionError("nothing failed")
-
-
-def an_example_cannot_be_read() -> dict[str, Any]:
-    return _failing(Broken(tiny_source(40).fields))
-
-
-def the_second_step_fails() -> dict[str, Any]:
-    """After the first a wrapper may have something to tell the others in its next forward."""
-    return _failing(Broken(tiny_source(40).fields), seed=1)
-
-
-def _infinite() -> TensorSource:
-    fields = dict(tiny_source(40).fields)
-    fields["y"] = fields["y"].clone()
-    fields["y"][13] = torch.inf
-    return TensorSource(fields)
-
-
-def a_loss_is_not_finite() -> dict[str, Any]:
-    return _failing(_infinite())
-
-
-def a_loss_of_a_part_is_not_finite() -> dict[str, Any]:
-    """One process stops at its first part, the others have begun the backward of theirs."""
-    return _failing(_infinite(), accumulate=2)
-
-
-class NanWhenScored(TinyTask):
-    """A loss that is not a number in eval mode alone."""
-
-    def losses(self, output, batch):
-        losses = super().losses(output, batch)
-        if not self.model.training:
-            losses = torch.where(batch["index"] == 13, torch.nan, losses)
-        return losses
-
-
-def a_score_is_not_finite() -> dict[str, Any]:
-    task, data = NanWhenScored(), tiny_source(20)
-    stage = train(task, data, optimizer=adamw(0.02), step=Step(batch_size=8))
-    tick = attent_complex(
-        task, data, train=stage, epochs=3, cycles=1, interval=fixed_interval(1), score_batch_size=4
-    )
-    return _met(tick, initial_state(task, data, seed=3))
-
-
-def a_stream_fails() -> dict[str, Any]:
-    """In the last process alone, which cannot read its third window."""
-    rows = tiny_source(60).fields
-
-    def stream(start: int) -> Iterator[dict[str, torch.Tensor]]:
-        for i in range(start, 60):
-            if i == 40 and processes().rank == processes().count - 1:
-                raise OSError("the disk is gone")
-            yield {name: value[i] for name, value in rows.items()}
-
-    task, window = TinyTask(), Window(stream, 16)
-    stage = train(task, window, optimizer=adamw(0.02), step=Step(batch_size=4), steps=3)
-    tick = attent_online(task, window, train=stage, examples=50, ratio=0.5, score_batch_size=4)
-    return _met(tick, initial_state(task, window, seed=1))
 
 
 class Normed(nn.Module):

@@ -28,6 +28,7 @@ ALL = (
     "dropout",
     "metrics_of_ones_own",
     "interrupted",
+    "it_is_mended",
     "what_main_makes",
 )
 
@@ -151,6 +152,17 @@ def test_a_bad_example_may_come_at_any_step(alone, several):
     for found in several:
         assert "example 13 (row 13) cannot" in found["the_second_step_fails"]["error"]
         assert "example 13 is inf" in found["a_loss_of_a_part_is_not_finite"]["error"]
+
+
+def test_a_run_goes_on_when_the_bad_example_is_mended(alone, several):
+    """By the same program: a step that failed has left nothing behind, in any process."""
+    for name, (mended, whole) in several[0]["it_is_mended"].items():
+        assert int(mended["clock", "step"]) == int(whole["clock", "step"]) == 10, name
+        assert far_apart(mended, whole) < 1e-12, name
+        assert differences(mended["buffers"], whole["buffers"]) == [], name
+        assert far_apart(alone["it_is_mended"][name][0], mended) < 1e-12 or "unused" in name, name
+        for other in several[1:]:
+            assert differences(mended, other["it_is_mended"][name][0]) == [], name
 
 
 def test_a_stream_that_fails_in_one_stops_all_of_them(several):
