@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -110,12 +110,23 @@ class Processes:
             sent.wait()
             failed, *added = sums.tolist()
             if failed:
-                told = self.gather_objects(None if error is None else str(error))
-                first = next(i for i, text in enumerate(told) if text is not None)
-                raise AgreedError(f"process {first} of {self.count}: {told[first]}") from error
+                self.stop(error)
             return added
 
         return agreed
+
+    def stop(self, error: Exception | None) -> NoReturn:
+        """Raise in all processes the error that some of them have met; called by all of them.
+
+        Args:
+            error: what this one has met; None for nothing.
+
+        Raises:
+            AgreedError: says which process it was.
+        """
+        told = self.gather_objects(None if error is None else str(error))
+        first = next(i for i, text in enumerate(told) if text is not None)
+        raise AgreedError(f"process {first} of {self.count}: {told[first]}") from error
 
     def gather(self, *columns: Tensor) -> list[Tensor]:
         """What all processes hold, in the order of their ranks; none need hold as much as another.

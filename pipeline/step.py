@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -19,6 +20,10 @@ from attent.pipeline.processes import Processes, is_sharded, processes
 from attent.pipeline.score import check_finite
 from attent.pipeline.source import Source
 from attent.pipeline.task import Task, trainable
+from attent.pipeline.telling import Teller, Telling
+
+_TOLD = ("failed", "loss", "moved")
+"""What processes tell each other of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +126,23 @@ class Compute:
         self.device = next(iter(trainable(task.model).values())).device
 
     @functools.cached_property
-    def model(self) -> nn.Module:
+    def model(self) -> Callable[..., Any]:
         """What is called: the task's model, compiled and over several processes if need be."""
-        model = self.wrapped
-        return torch.compile(model) if self.step.compile else model  # type: ignore[return-value]
+        return self.teller or self._compiled(self.task.model)
 
     @functools.cached_property
-    def wrapped(self) -> nn.Module:
-        """The task's model, over several processes if need be."""
+    def teller(self) -> Teller | None:
+        """The model over several processes; None where it is not wrapped for them."""
         if processes().alone or self.averages:
-            return self.task.model
-        model = self.wrap(self.task.model)
-        if isinstance(model, DistributedDataParallel):
-            model.broadcast_buffers = False  # in every forward, and it would not wait for others
-        return model
+            return None
+        telling = Telling(self.task.model, len(_TOLD))
+        wrapped = self.wrap(telling)
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.broadcast_buffers = False  # in every forward, and it would not wait for others
+        return Teller(telling, wrapped, self._compiled(wrapped))
+
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        return torch.compile(model) if self.step.compile else model  # type: ignore[return-value]
 
     def prepare(self) -> None:
         """Wrap and compile the model, once."""
@@ -195,20 +203,43 @@ class Compute:
             bad = _error_of(
                 lambda: self._forward(done, weight, params, max(1, size // world.count))
             )
-        moved = not world.alone and kept.moved()
         if bad is not None and not world.alone:
-            done.failed(None if self.averages else self._nothing())
-        # What they tell each other is on its way while each makes its backward.
-        agreed = world.agreeing(bad, done.summed * counts, moved)
-        told = agreed() if self.together else None
-        done.backward()
-        summed, moved = told or agreed()
+            done.failed(None if self.teller is None else self.teller.absent())
+        moved = not world.alone and kept.moved()
+        summed, moved = self._backward(done, world, bad, done.summed * counts, moved)
         if moved:
             # Statistics of a batch are of each process's part of it: those of the main one hold.
             world.broadcast(kept.buffers)
         if self.averages:
             world.average_gradients(list(params.values()))
         return done.seen(summed / size)
+
+    def _backward(
+        self,
+        done: _Forwarded,
+        world: Processes,
+        bad: ValueError | None,
+        summed: float,
+        moved: bool,
+    ) -> list[float]:
+        """Make the backward that is left, and agree on how it went: loss, whether buffers moved.
+
+        Raises:
+            AgreedError: some process has met a bad example.
+        """
+        teller = self.teller
+        if teller is not None and teller.rides:
+            done.tell(teller.tell(float(bad is not None), summed, moved))
+            done.backward()
+            failed, *agreed = teller.told(world.count)
+            if failed:
+                world.stop(bad)
+            return agreed
+        # What they tell each other is on its way while each makes its backward.
+        awaited = world.agreeing(bad, summed, moved)
+        told = awaited() if self.together else None
+        done.backward()
+        return told or awaited()
 
     def _forward(
         self,
@@ -225,7 +256,7 @@ class Compute:
         for part, part_weight in self._parts(done.batch, weight, at_most):
             left -= len(part)
             done.backward()
-            sharing = _unshared(self.model) if left else contextlib.nullcontext()
+            sharing = _unshared(self.teller) if left else contextlib.nullcontext()
             with sharing, self._watch(params, part) as watch, self._precision():
                 output = self.task.forward(self.model, part)
                 loss = self.task.losses(output, part)
@@ -236,21 +267,6 @@ class Compute:
                 check_finite(loss.detach(), part["index"], self.source, "training loss")
                 part_sum = float(loss.detach().cpu().double().sum())  # finite ones, but huge
             done.summed += part_sum
-
-    def _nothing(self) -> Tensor:
-        """What a process has a backward of that has met a bad example: all gradients are zero.
-
-        The others are about to wait for its gradients, in their wrapper, which must be entered by
-        a forward to give any.
-        """
-        model, params = self.task.model, trainable(self.task.model).values()
-        own = {name: value for name, value in vars(model).items() if name == "forward"}
-        model.forward = lambda *_: torch.stack([p.sum() for p in params]).sum() * 0
-        try:
-            return self.wrapped(torch.zeros((), device=self.device))
-        finally:
-            del model.forward
-            vars(model).update(own)
 
     def _ready(self, draw: Draw, world: Processes) -> TensorDict:
         """The examples of this process as the model is to see them."""
@@ -330,6 +346,12 @@ class _Forwarded:
         """Make another backward than that of the examples, or none."""
         self._left = None if nothing is None else (nothing, None, nothing)
 
+    def tell(self, nothing: Tensor) -> None:
+        """Tell the others something with the backward that is left."""
+        assert self._left is not None
+        loss, watch, weight = self._left
+        self._left = loss + nothing, watch, weight
+
     def backward(self) -> None:
         """Make the backward that is left."""
         if self._left is not None:
@@ -352,6 +374,7 @@ def _error_of(act: Callable[[], None]) -> ValueError | None:
     return None
 
 
-def _unshared(model: nn.Module) -> contextlib.AbstractContextManager:
+def _unshared(teller: Teller | None) -> contextlib.AbstractContextManager:
     """The gradients of what is done here are added up in this process alone, for the time being."""
+    model = None if teller is None else teller.wrapped
     return getattr(model, "no_sync", contextlib.nullcontext)()
