@@ -4,9 +4,9 @@ An arm is a function of a `Setting`. What it spends beside training (scoring, mo
 taken off what it may train on, so that all arms of a budget cost the same.
 
 ``full`` is plain training; below a budget of 1 it is the shortened one, its schedule compressed.
-Arms that begin with ``paced`` are `attent_paced`: one full epoch, then selected anew before every
-pass by what training has observed, at a ratio that goes from 0.2 to 0.8, and at the end an eighth of
-the budget on everything.
+Arms made by `paced` are `attent_paced`: one full epoch, then selected anew before every pass by
+what training has observed, at a ratio that goes from 0.2 to 0.8 (or one that the rule finds
+itself), and at the end an eighth of the budget on everything.
 """
 
 from __future__ import annotations
@@ -145,6 +145,14 @@ ARMS |= {
     "paced_blended": paced(blended(hard(), 0.3), signal="relative_loss"),
     "paced_trimmed": paced(trimmed(hard(), 0.12), signal="relative_loss"),
     "paced_concentrated": paced(concentrated(hard(), 0.15, 0.9), signal="relative_loss"),
+    "concentrated_loss": paced(concentrated(hard(), 0.15, 0.9)),
+    "concentrated_blended": paced(
+        concentrated(blended(hard(), 0.3), 0.15, 0.9), signal="relative_loss"
+    ),
+    "concentrated_soft": paced(concentrated(soft(), 0.15, 0.9), signal="relative_loss"),
+    "concentrated_norm": paced(concentrated(hard(), 0.15, 0.9), signal="grad_norm"),
+    "concentrated_end": paced(concentrated(hard(), 0.15, 0.9), signal="relative_loss", last=0.3),
+    "infobatch_relative": paced(infobatch(), signal="relative_loss", ratio=constant(0.5)),
     "paced_importance": paced(importance(), signal="relative_loss"),
     "paced_norm": paced(hard(), signal="grad_norm"),
     "paced_norm_importance": paced(importance(), signal="grad_norm"),

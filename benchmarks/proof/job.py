@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from attent.pipeline import Observer, Source, Task, evaluate, fit, run
+from attent.pipeline.source import lengths_of
 
 from .arms import ARMS
 from .jobs import Job
@@ -43,14 +44,28 @@ def run_job(job: Job) -> dict[str, Any]:
     """Run a job: its world, its arm to the end of the budget, then both held-out splits.
 
     Returns:
+        What `record_of` says.
+    """
+    world = world_of(job.world, job.seed, size=job.size)
+    return record_of(world, job.arm, budget=job.budget, lr=job.lr)
+
+
+def record_of(world: World, arm: str, *, budget: float, lr: float) -> dict[str, Any]:
+    """Run an arm in a world, and measure what came of it.
+
+    Args:
+        world: its model is trained.
+        arm: of `ARMS`.
+        budget: share of what full costs at budget 1.
+        lr: peak learning rate.
+
+    Returns:
         What is recorded beside the job itself: ``val`` and ``test`` by metric, ``units`` (its cost
         as a share of full's at budget 1), ``forwarded``, ``backwarded``, ``cpu_seconds`` (without
         making the world and measuring), ``extra``.
     """
-    world = world_of(job.world, job.seed)
-    setting = Setting(world=world, budget=job.budget, lr=job.lr)
     began = time.process_time()
-    built = ARMS[job.arm](setting)
+    built = ARMS[arm](Setting(world=world, budget=budget, lr=lr))
     watch = Shares(_kinds(world, built.source))
     state = fit(built.tick, built.state(world.seed), observers=[watch], donate=True)
     seconds = time.process_time() - began
@@ -75,8 +90,6 @@ def _units(world: World, total: Spent, dearer: float) -> float:
 
 
 def _size(world: World) -> int:
-    from attent.pipeline.source import lengths_of
-
     lengths = lengths_of(world.source)
     return int(lengths.sum()) if world.tokens and lengths is not None else len(world.source)
 
@@ -90,8 +103,7 @@ def _kinds(world: World, source: Source) -> dict[str, torch.Tensor]:
         kinds["noisy"] = world.extra["noisy"].bool()
     if world.labels is not None:
         counts = torch.bincount(world.labels)
-        rare = counts[world.labels] <= counts.sort().values[len(counts) // 3]
-        kinds["rare"] = rare
+        kinds["rare"] = counts[world.labels] <= counts.sort().values[len(counts) // 3]
     return kinds
 
 

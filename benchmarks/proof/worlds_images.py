@@ -99,10 +99,11 @@ DIGITS = Images(
     jitter={"degrees": 10.0, "shift": 1.5},
     mean=(0.1307,),
     deviation=(0.3081,),
-    model={"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 4, "num_heads": 4},
-    epochs=12,
-    tail_epochs=12,
-    batch_size=32,
+    model={"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 2, "num_heads": 4},
+    augment=Augment(shift=2),
+    epochs=40,
+    tail_epochs=24,
+    batch_size=64,
 )
 
 SCENES = Images(
