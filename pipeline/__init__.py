@@ -1,5 +1,6 @@
 """The engine: pure stages over one TensorDict. Knows tensors; knows no model and no data set."""
 
+from attent.pipeline.candidates import WithColumn, reducible_loss, shuffled
 from attent.pipeline.checkpoint import (
     CheckpointError,
     CheckpointFolder,
@@ -27,7 +28,6 @@ from attent.pipeline.quantile import above_quantile
 from attent.pipeline.rank import aged, rank, reducible
 from attent.pipeline.reader import StreamEnded
 from attent.pipeline.recipes import attent_complex, attent_paced, attent_simple, full, tick
-from attent.pipeline.reducible import WithColumn, reducible_loss, shuffled
 from attent.pipeline.refined import balanced, blended, easy, trimmed, within
 from attent.pipeline.rescaled import concentrated, importance, infobatch
 from attent.pipeline.reschedule import plan_of, reschedule

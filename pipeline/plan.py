@@ -133,10 +133,33 @@ class Plan:
         over = phase.until < 1 and spent + ratio * self.pass_units / 2 >= end
         return None if over else ratio
 
+    def passes_of(self, phase: Phase) -> list[int]:
+        """Examples of each pass of a phase, the last cut to the budget.
+
+        As if every rule selected as many as the ratio says.
+
+        Args:
+            phase: of this plan, which is not one of windows.
+        """
+        begin = 0
+        for other, spent in self.spans():
+            if other is phase:
+                break
+            begin += spent
+        else:
+            raise ValueError(f"plan {self.name!r} has no such phase: {phase}")
+        if phase.pace is None:
+            whole, rest = divmod(spent, phase.size)
+            return [phase.size] * whole + [rest] * (rest > 0)
+        if not spent:
+            return []
+        *whole, last = self._sizes(phase, begin)
+        return [*whole, min(last, spent - sum(whole))]
+
     def _sizes(self, phase: Phase, begin: int) -> list[int]:
         """Examples of each pass of a phase of ``passes`` 0 that begins after so many examples.
 
-        As if every rule selected as many as the ratio says; the last pass may exceed the budget.
+        The last may exceed the budget.
         """
         sizes, used = [phase.size], begin + phase.size
         while used < self.examples:

@@ -113,16 +113,18 @@ def paced_plan(
     if not 0 <= last < 1:
         raise ValueError(f"what is trained on everything at the end is in [0, 1), got {last}")
     since, until = first * num_examples / budget, 1 - last
-    if since >= until:
+    initial = ratio(0.0)
+    # The first selected pass, too, must end nearer to the last part than it begins.
+    if (first + initial / 2) * num_examples >= until * budget:
         raise PlanError(
             f"the plan does not fit: {first} full epoch(s) of {num_examples:,} examples and "
             f"{last:.1%} of the budget of {epochs:g} x {num_examples:,} = {budget:,} at its end "
             f"are {first * num_examples:,} + {last * budget:,.0f} = "
-            f"{first * num_examples + last * budget:,.0f} examples; raise epochs above "
-            f"{first / until:g}"
+            f"{first * num_examples + last * budget:,.0f} examples, which leaves no room for a "
+            f"pass over {initial:g} of all; raise the budget above "
+            f"{(first + initial / 2) / until:g} epochs' worth"
         )
     phases = [Phase(cycle=-1, ratio=1.0, size=num_examples, passes=first)] if first else []
-    initial = ratio(0.0)
     phases.append(
         Phase(
             cycle=0,

@@ -42,7 +42,7 @@ def percentile(power: float | None = None) -> Rule:
     replacement, with probabilities in proportion to ``percentile ** power``; the power is
     ``1 / ratio - 1`` as in Composer, or a fixed one as in the paper. Only the order of the scores
     counts. Published, the N are a batch of candidates: `attent_online` over a window of them
-    (`attent.pipeline.reducible.shuffled` makes the stream). Composer has it active from a half to
+    (`attent.pipeline.candidates.shuffled` makes the stream). Composer has it active from a half to
     nine tenths of training, alternating with plain steps.
 
     **Cost.** A forward of each candidate beside training: 1 + 3 r against 3, which pays below

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from attent.pipeline.keys import KeyLike, number, place, tensor
+from attent.pipeline.rescaled import refuse_negative
 from attent.pipeline.stage import Stage
 from attent.pipeline.task import ensure_scores
 
@@ -91,12 +92,13 @@ def aged(num_examples: int, *, bonus: float, signal: str = "loss") -> Stage:
         signal: observed scores, at least 0.
 
     Raises:
-        ValueError: a bonus below 0.
+        ValueError: a bonus below 0; in the stage, a score below 0.
     """
     if not bonus >= 0:
         raise ValueError(f"a bonus is at least 0, got {bonus}")
 
     def function(state: TensorDict) -> Tensor:
+        refuse_negative(tensor(state, "scores", signal), "aged")
         now = number(state, "clock", "step")
         age = (now - tensor(state, "scores", "step")).float() / max(1, now)
         return tensor(state, "scores", signal) * torch.add(1.0, age, alpha=bonus)

@@ -15,9 +15,9 @@ def reschedule(plan: Plan, *, eval_every: float | None = 1.0, name: str = "resch
     """Move the clock on at the end of a pass and say what is due.
 
     Args:
-        plan: phases and budget; see `complex_plan`, `simple_plan`, `full_plan`, `online_plan`. If
-            it is one of windows, the end of the last phase makes the next window due, which counts
-            as the next cycle.
+        plan: phases and budget; see `complex_plan`, `simple_plan`, `paced_plan`, `full_plan`,
+            `online_plan`. If it is one of windows, the end of the last phase makes the next window
+            due, which counts as the next cycle.
         eval_every: what is trained on between evaluations, in multiples of all examples (or of
             all their tokens); one is always due at the end. None: no evaluation is ever due.
         name: of the stage.

@@ -105,8 +105,8 @@ class Compute:
         source: the training examples, asked where a bad one is kept.
         step: how.
         norms: whether the norms of the examples' gradients are asked for.
-        wrap: the model -> the same, averaging its gradients over several processes; None for
-            torch's DistributedDataParallel.
+        wrap: a `Telling` of the model -> the same, averaging its gradients over several processes;
+            None for torch's DistributedDataParallel.
     """
 
     def __init__(
@@ -206,39 +206,50 @@ class Compute:
         if bad is not None and not world.alone:
             done.failed(None if self.teller is None else self.teller.absent())
         moved = not world.alone and kept.moved()
-        summed, moved = self._backward(done, world, bad, done.summed * counts, moved)
+        # A part of the mean, since a sum may be more than float32 holds.
+        mean, moved = self._backward(done, world, bad, done.summed * counts / size, moved)
         if moved:
             # Statistics of a batch are of each process's part of it: those of the main one hold.
             world.broadcast(kept.buffers)
         if self.averages:
             world.average_gradients(list(params.values()))
-        return done.seen(summed / size)
+        return done.seen(mean)
 
     def _backward(
         self,
         done: _Forwarded,
         world: Processes,
         bad: ValueError | None,
-        summed: float,
+        mean: float,
         moved: bool,
     ) -> list[float]:
         """Make the backward that is left, and agree on how it went: loss, whether buffers moved.
+
+        Args:
+            done: of this process.
+            world: all of them.
+            bad: what this one has met.
+            mean: its part of the mean loss.
+            moved: whether its buffers did.
 
         Raises:
             AgreedError: some process has met a bad example.
         """
         teller = self.teller
+        if teller is not None:  # also where nobody hears it, since a wrapper may wait for it
+            done.tell(teller.tell(float(bad is not None), mean, moved))
         if teller is not None and teller.rides:
-            done.tell(teller.tell(float(bad is not None), summed, moved))
             done.backward()
             failed, *agreed = teller.told(world.count)
             if failed:
                 world.stop(bad)
             return agreed
         # What they tell each other is on its way while each makes its backward.
-        awaited = world.agreeing(bad, summed, moved)
+        awaited = world.agreeing(bad, mean, moved)
         told = awaited() if self.together else None
         done.backward()
+        if teller is not None:
+            teller.told(world.count)
         return told or awaited()
 
     def _forward(

@@ -63,7 +63,7 @@ class Teller:
     @property
     def rides(self) -> bool:
         """Whether what is told goes with the gradients: where it is known who averages them."""
-        return isinstance(self.wrapped, DistributedDataParallel)
+        return any(isinstance(m, DistributedDataParallel) for m in self.wrapped.modules())
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """The model's output."""
@@ -90,7 +90,7 @@ class Teller:
         return (numbers * numbers.new_tensor(values)).sum()
 
     def told(self, processes: int) -> list[float]:
-        """What all have told together, after the backward.
+        """What all have told together, after the backward; where that does not ride, one's own.
 
         Args:
             processes: how many there are; their gradients were averaged.

@@ -81,9 +81,9 @@ def train(
             it is ``ema`` of what it was and the rest of what they are. It starts at the initial
             parameters. In [0, 1); `evaluate` can measure it.
         loading: workers and prefetching.
-        wrap: the model -> the same, averaging its gradients over several processes, such as
-            ``accelerator.prepare_model``; None for torch's DistributedDataParallel. Not asked
-            where there is one process.
+        wrap: a module that holds the model -> the same, averaging its gradients over several
+            processes, such as ``accelerator.prepare_model``; None for torch's
+            DistributedDataParallel. Not asked where there is one process.
         updates: who makes the updates of a tick; torch's optimiser unless told otherwise.
         name: of the stage.
 

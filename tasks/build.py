@@ -38,7 +38,7 @@ from attent.pipeline.skipped import SkippedList
 from attent.pipeline.workers import KeptWorkers
 from attent.tasks.config import ConfigError
 from attent.tasks.launch import accelerator, device_here, half_precision, shares_out
-from attent.tasks.recipe import recipe_of, signal_of_options
+from attent.tasks.recipe import payable, recipe_of, signal_of_options
 from attent.tasks.zero import settings, updates_of
 
 
@@ -115,14 +115,14 @@ def assemble(
     Raises:
         ValueError: what the options ask for cannot be; the message says why.
     """
+    config, notes = payable(config, len(source))
     loading = loading_of(config, pin_memory=device_of(config.device).type == "cuda")
-    notes: tuple[str, ...] = ()
     if shares_out(config):
         blocks = shard_frozen(task.model)
-        notes = (f"{blocks} blocks are shared out over {processes().count} processes (FSDP)",)
+        notes += (f"{blocks} blocks are shared out over {processes().count} processes (FSDP)",)
     shared = None if processes().alone else settings()
     if shared is not None:
-        notes = (f"moments are shared out over {processes().count} processes (DeepSpeed, ZeRO)",)
+        notes += (f"moments are shared out over {processes().count} processes (DeepSpeed, ZeRO)",)
     optimizer = optimizer or optimizer_of(config)
     stage = train(
         task,
@@ -142,8 +142,7 @@ def assemble(
         weights=weights_of(config),
         loading=loading,
     )
-    tick, said = recipe_of(config, task, source, stage, measure, loading)
-    notes += said
+    tick = recipe_of(config, task, source, stage, measure, loading)
     state = initial_state(task, source, seed=config.seed)
     # Weights that a run starts from may fill what is frozen too (position embeddings), and are not
     # loaded again on resume: a checkpoint holds all of the model, unless told otherwise.
@@ -241,7 +240,9 @@ def optimizer_of(config: Any) -> Optimizer:
     """The optimiser and its schedule that the options name."""
     decay = config.layer_decay
     scales: Scales | None = None if decay == 1 else partial(layer_scales, decay=decay)
-    share = 0.05 if config.warmup_epochs is None else config.warmup_epochs / config.epochs
+    share = 0.05
+    if config.warmup_epochs is not None:
+        share = config.warmup_epochs / (config.epochs * config.budget_share)
     lr = warmup_cosine(config.peak_lr, warmup=share, floor=config.min_lr)
     if config.optimizer == "sgd":
         return sgd(lr, momentum=config.momentum, weight_decay=config.weight_decay, scales=scales)

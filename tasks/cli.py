@@ -233,6 +233,8 @@ def _plan(parsed: Namespace, command: str) -> int:
     )
     for warning in [*without_effect(config), *run.plan.warnings()]:
         say(f"warning: {warning}")
+    for note in run.notes:
+        say(note)
     return 0
 
 
@@ -243,19 +245,19 @@ def plan_text(plan: Plan, batch_size: int) -> str:
     for phase, spent in plan.spans():
         if not spent:
             continue
-        whole, rest = divmod(spent, phase.size)
-        phase_steps = whole * num_batches(phase.size, batch_size) + num_batches(rest, batch_size)
-        steps += phase_steps
-        rows.append(
-            (
-                "-" if phase.cycle < 0 else str(phase.cycle + 1),
-                f"{phase.ratio:.3f}",
-                f"{phase.size:,}",
-                f"{spent / phase.size:g}",
-                f"{phase_steps:,}",
-                f"{plan.num_examples:,}" if phase.score else "-",
-            )
-        )
+        ratio, size, passes = f"{phase.ratio:.3f}", f"{phase.size:,}", f"{spent / phase.size:g}"
+        if phase.pace is None:
+            whole, rest = divmod(spent, phase.size)
+            made = whole * num_batches(phase.size, batch_size) + num_batches(rest, batch_size)
+        else:
+            sizes = plan.passes_of(phase)
+            made = sum(num_batches(each, batch_size) for each in sizes)
+            ratio = f"{phase.ratio:.3f} to {phase.pace(1.0):.3f}"
+            size, passes = f"{sizes[0]:,} to {max(sizes):,}", f"{len(sizes)}"
+        steps += made
+        cycle = "-" if phase.cycle < 0 else str(phase.cycle + 1)
+        scored = f"{plan.num_examples:,}" if phase.score else "-"
+        rows.append((cycle, ratio, size, passes, f"{made:,}", scored))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     scored = plan.scorings * plan.num_examples

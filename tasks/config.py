@@ -203,9 +203,12 @@ def _check_together(config: Any) -> None:
         raise ConfigError("lr and blr are both null; give one of them")
     if config.min_lr > config.peak_lr:
         raise ConfigError(f"min_lr ({config.min_lr}) is above lr ({config.peak_lr})")
-    if config.warmup_epochs is not None and config.warmup_epochs >= config.epochs:
+    bought = config.epochs * config.budget_share
+    if config.warmup_epochs is not None and config.warmup_epochs >= bought:
+        share = "" if config.budget_share == 1 else f" x budget_share ({config.budget_share:g})"
         raise ConfigError(
-            f"warmup_epochs ({config.warmup_epochs:g}) must be below epochs ({config.epochs})"
+            f"warmup_epochs ({config.warmup_epochs:g}) must be below epochs "
+            f"({config.epochs}){share}"
         )
 
 

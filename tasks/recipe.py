@@ -22,11 +22,13 @@ from attent.pipeline import (
     hard,
     incremental,
     incremental_interval,
+    paced_plan,
     per_example,
     random,
     score,
     soft,
 )
+from attent.pipeline.schedules import Schedule
 
 
 def rule_of(config: Any) -> Rule:
@@ -41,12 +43,48 @@ def signal_of_options(config: Any) -> Signal:
     return per_example(config.signal, getattr(config, "score_length", "mean"))
 
 
+def payable(config: Any, num_examples: int) -> tuple[Any, tuple[str, ...]]:
+    """The options that are carried out, and what is to be said of it.
+
+    Where `attent_paced` has no room to select, that is plain training. Of the published methods it
+    is an error.
+
+    Args:
+        config: with the options of selection and training.
+        num_examples: N.
+    """
+    if config.method != "attent_paced":
+        return config, ()
+    try:
+        paced_plan(
+            num_examples,
+            config.epochs * config.budget_share,
+            ratio=_ratios(config),
+            first=config.first_epochs,
+            last=config.last_share,
+        )
+    except PlanError as error:
+        return dataclasses.replace(config, method="full"), (
+            f"this is plain training, attent_paced would select nothing: {error}",
+        )
+    return config, ()
+
+
+def _ratios(config: Any) -> Schedule:
+    ratio = {"cosine": cosine, "incremental": incremental}[config.ratio_schedule]
+    return ratio(config.initial_ratio, config.final_ratio)
+
+
+def _intervals(config: Any) -> Schedule:
+    if config.interval_schedule == "fixed":
+        return fixed_interval(config.initial_interval)
+    return incremental_interval(config.initial_interval, config.max_interval)
+
+
 def recipe_of(
     config: Any, task: Task, source: Source, stage: Stage, measure: Stage, loading: Loading
-) -> tuple[Stage, tuple[str, ...]]:
-    """The graph that the options name, and what is to be said of it.
-
-    Where `attent_paced` does not fit the budget, or would select nothing, that is plain training.
+) -> Stage:
+    """The graph that the options name.
 
     Args:
         config: with the options of selection, training and run.
@@ -57,21 +95,8 @@ def recipe_of(
         loading: of scoring.
 
     Raises:
-        PlanError: another method does not fit.
+        PlanError: what they ask for does not fit.
     """
-    if config.method != "attent_paced":
-        return _named(config, task, source, stage, measure, loading), ()
-    try:
-        return _named(config, task, source, stage, measure, loading), ()
-    except PlanError as error:
-        plain = dataclasses.replace(config, method="full")
-        graph = _named(plain, task, source, stage, measure, loading)
-        return graph, (f"plain training: selection cannot pay: {error}",)
-
-
-def _named(
-    config: Any, task: Task, source: Source, stage: Stage, measure: Stage, loading: Loading
-) -> Stage:
     shared: dict[str, Any] = {
         "train": stage,
         "epochs": config.epochs * config.budget_share,
@@ -82,12 +107,10 @@ def _named(
     if config.method == "full":
         return full(source, **shared)
     shared["rule"] = rule_of(config)
-    ratio = {"cosine": cosine, "incremental": incremental}[config.ratio_schedule]
-    ratios = ratio(config.initial_ratio, config.final_ratio)
     if config.method == "attent_paced":
         return attent_paced(
             source,
-            ratio=ratios,
+            ratio=_ratios(config),
             first=config.first_epochs,
             last=config.last_share,
             signal=signal_of_options(config).name,
@@ -114,15 +137,11 @@ def _named(
             reselect=config.reselect,
             **shared,
         )
-    if config.interval_schedule == "fixed":
-        interval = fixed_interval(config.initial_interval)
-    else:
-        interval = incremental_interval(config.initial_interval, config.max_interval)
     return attent_complex(
         task,
         source,
-        ratio=ratios,
-        interval=interval,
+        ratio=_ratios(config),
+        interval=_intervals(config),
         cycles=config.total_cycles,
         first=config.first_epochs,
         observed=config.observed is not None,

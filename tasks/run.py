@@ -54,6 +54,7 @@ from attent.tasks.unreadable import UnreadableExamples
 
 Say = Callable[[str], None]
 
+
 def start(command: str, config: Any, say: Say) -> tuple[TensorDict, RunFolder]:
     """Start a run in a new folder.
 

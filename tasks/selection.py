@@ -139,6 +139,11 @@ def check_selection(config: Any) -> None:
 def _check_scores(config: Any) -> None:
     """Refuse signals that cannot be had in the way that is asked for."""
     if config.observed and config.signal not in OBSERVABLE:
+        if config.method == "attent_paced":
+            raise ConfigError(
+                f"attent_paced selects by what training observes: {', '.join(OBSERVABLE)}; signal "
+                f"is {config.signal}, which attent_simple and attent_complex can measure"
+            )
         raise ConfigError(
             f"scores: observed records {', '.join(OBSERVABLE)}; signal is {config.signal}; it can "
             "be measured with scores: fresh"

@@ -40,8 +40,8 @@ from attent.pipeline import (
     tick,
     window,
 )
+from attent.pipeline.candidates import WithColumn, reducible_loss, shuffled
 from attent.pipeline.published import inverse, percentile
-from attent.pipeline.reducible import WithColumn, reducible_loss, shuffled
 from attent.pipeline.refined import balanced, blended, easy, trimmed, within
 from attent.pipeline.rescaled import concentrated, importance, infobatch
 from attent.pipeline.schedules import Schedule, cyclic
@@ -105,6 +105,13 @@ def paced(
     return build
 
 
+def adaptive(
+    explore: float, *, smallest: float = 0.15, signal: str = "relative_loss", **options: Any
+) -> Arm:
+    """As many as the scores are spread over; some of them drawn from the rest."""
+    return paced(concentrated(blended(hard(), explore), smallest, 0.9), signal=signal, **options)
+
+
 def labels(setting: Setting) -> torch.Tensor:
     """The classes that training sees.
 
@@ -145,14 +152,16 @@ ARMS |= {
     "paced_blended": paced(blended(hard(), 0.3), signal="relative_loss"),
     "paced_trimmed": paced(trimmed(hard(), 0.12), signal="relative_loss"),
     "paced_concentrated": paced(concentrated(hard(), 0.15, 0.9), signal="relative_loss"),
-    "concentrated_loss": paced(concentrated(hard(), 0.15, 0.9)),
-    "concentrated_blended": paced(
-        concentrated(blended(hard(), 0.3), 0.15, 0.9), signal="relative_loss"
-    ),
+    "concentrated_blended": adaptive(0.3),
+    "concentrated_half_blended": adaptive(0.5),
+    "concentrated_loss": adaptive(0.3, signal="loss"),
+    "concentrated_norm": adaptive(0.3, signal="grad_norm"),
+    "concentrated_end": adaptive(0.3, last=0.3),
+    "concentrated_late": adaptive(0.3, first=3),
+    "concentrated_wide": adaptive(0.3, smallest=0.4),
     "concentrated_soft": paced(concentrated(soft(), 0.15, 0.9), signal="relative_loss"),
-    "concentrated_norm": paced(concentrated(hard(), 0.15, 0.9), signal="grad_norm"),
-    "concentrated_end": paced(concentrated(hard(), 0.15, 0.9), signal="relative_loss", last=0.3),
     "infobatch_relative": paced(infobatch(), signal="relative_loss", ratio=constant(0.5)),
+    "percentile_relative": paced(percentile(), signal="relative_loss", ratio=constant(0.5)),
     "paced_importance": paced(importance(), signal="relative_loss"),
     "paced_norm": paced(hard(), signal="grad_norm"),
     "paced_norm_importance": paced(importance(), signal="grad_norm"),

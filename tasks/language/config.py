@@ -21,7 +21,7 @@ from attent.tasks.text.config import AdapterConfig, RowsConfig, check_text, idle
 FRESH = "llama:"
 """How the name of a model begins that is made anew."""
 
-PACKED_SIGNALS = ("loss", "output_grad_norm")
+PACKED_SIGNALS = ("loss", "relative_loss", "loss_drop", "output_grad_norm")
 """What can be measured of rows that are packed together."""
 
 
@@ -112,9 +112,10 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         if self.fields is not None and len(self.fields) != 2:
             raise ConfigError(f"dataset_field names a query and a response, not {self.fields}")
         if self.score_length != "mean" and self.observed:
+            how = "scores: fresh" if self.method != "attent_paced" else "another method"
             raise ConfigError(
                 f"score_length: {self.score_length} is of scores that are measured apart: give "
-                "scores: fresh"
+                f"{how}"
             )
         if self.packing and self.asks_scores and self.signal not in PACKED_SIGNALS:
             raise ConfigError(

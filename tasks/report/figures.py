@@ -131,7 +131,8 @@ def score_distributions(run: History) -> Figure | None:
         ax: Axes = figure.subplots()
         values = [s.scores for s in scored]
         # Scores of much the same size are shown as they are, others by their logarithm.
-        logarithmic = max(map(np.max, values)) >= 100 * min(map(np.min, values))
+        lowest = min(map(np.min, values))
+        logarithmic = lowest >= 0 and max(map(np.max, values)) >= 100 * lowest
         if logarithmic:
             values = [np.log10(np.maximum(x, FLOOR)) for x in values]
         places = np.arange(1, len(scored) + 1)

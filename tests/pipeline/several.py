@@ -236,6 +236,39 @@ def a_wrapper_of_ones_own() -> TensorDict:
     return _two_passes(deep_task(torch.float64), wrap=Elsewhere)
 
 
+class Around(nn.Module):
+    """As compilers wrap: a module of their own around the one that averages."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = DistributedDataParallel(model)
+
+    def forward(self, *args: Any) -> Any:
+        return self.inner(*args)
+
+
+class Averaging(nn.Module):
+    """Not of torch: averages gradients as they come."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner, world = model, processes()
+        for p in model.parameters():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(lambda p: world.average_gradients([p]))
+
+    def forward(self, *args: Any) -> Any:
+        return self.inner(*args)
+
+
+def a_wrapper_around_torchs() -> TensorDict:
+    return _two_passes(deep_task(torch.float64), wrap=Around)
+
+
+def a_wrapper_that_is_not_torchs() -> TensorDict:
+    return _two_passes(deep_task(torch.float64), wrap=Averaging)
+
+
 def metrics_of_ones_own() -> dict[str, float]:
     """Dealt out; not dealt out, for one is not of torchmetrics; and for there is one batch only."""
     found = {}

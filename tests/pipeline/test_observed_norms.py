@@ -197,7 +197,7 @@ def test_dropout_in_a_mapped_module_is_refused():
 
 def test_options_that_do_not_go_together_are_refused():
     task, source = TinyTask(), tiny_source()
-    with pytest.raises(ValueError, match="observe is True, False, or of loss, .*; not 'norm'"):
+    with pytest.raises(ValueError, match=r"observe is True, False, or of loss, .*; not 'norm'"):
         tiny_train(task, source, observe="norm")
     with pytest.raises(ValueError, match="cannot be observed in a compiled model"):
         tiny_train(task, source, observe="grad_norm", step=Step(batch_size=4, compile=True))

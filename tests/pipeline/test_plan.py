@@ -371,11 +371,26 @@ def test_the_passes_of_a_paced_plan_grow():
     )
 
 
+def test_the_passes_of_each_phase():
+    plan = paced_plan(100, 4, ratio=constant(0.5))
+    assert [plan.passes_of(phase) for phase in plan.phases] == [[100], [50] * 5, [50]]
+    rising = paced_plan(100, 8, ratio=incremental(0.2, 0.8), last=0.0)
+    # Begun after 100, 120, ... examples: 20 + 60 (s - 100) / 700.
+    sizes = rising.passes_of(rising.phases[1])
+    assert sizes[:3] == [20, 21, 23]
+    assert sum(sizes) == 700
+    with pytest.raises(ValueError, match="no such phase"):
+        plan.passes_of(rising.phases[1])
+
+
 def test_a_paced_plan_that_does_not_fit():
-    with pytest.raises(PlanError, match=r"100 \+ 25 = 125 examples; raise epochs above 1.2809"):
+    with pytest.raises(PlanError, match=r"100 \+ 25 = 125 examples.* above 1.40899 epochs"):
         paced_plan(100, 1.14, last=0.2193)
-    with pytest.raises(PlanError, match="raise epochs above 1"):
-        paced_plan(100, 1, last=0)
+    # Half a pass over 20 must fit too: 1.1 / (1 - 0.2193) = 1.40899; below, the first selected pass
+    # would end further from the last part than it begins.
+    with pytest.raises(PlanError, match=r"raise the budget above 1\.1 epochs' worth"):
+        paced_plan(100, 1.1, last=0)
+    assert len(paced_plan(100, 1.11, last=0).phases) == 2
     with pytest.raises(ValueError, match="at least 0"):
         paced_plan(100, 3, first=-1)
     with pytest.raises(ValueError, match=r"\[0, 1\)"):

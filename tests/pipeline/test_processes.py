@@ -25,6 +25,8 @@ ALL = (
     "a_stream_fails",
     "weights_of_ones_own",
     "a_wrapper_of_ones_own",
+    "a_wrapper_around_torchs",
+    "a_wrapper_that_is_not_torchs",
     "dropout",
     "metrics_of_ones_own",
     "interrupted",
@@ -86,8 +88,12 @@ def test_weights_agree_after_a_hundred_steps(alone, several):
         assert far_apart(one, many) < bound
 
 
-def test_a_wrapper_may_put_the_weights_elsewhere(alone, several):
-    one, many = (found["a_wrapper_of_ones_own"] for found in (alone, several[0]))
+@pytest.mark.parametrize(
+    "name",
+    ["a_wrapper_of_ones_own", "a_wrapper_around_torchs", "a_wrapper_that_is_not_torchs"],
+)
+def test_a_wrapper_may_do_it_its_own_way(alone, several, name):
+    one, many = (found[name] for found in (alone, several[0]))
     assert far_apart(one, many) < 1e-12
     assert int(many["clock", "step"]) == 10  # two passes in batches of 4, 4, 4, 4, 5
 

@@ -1,5 +1,6 @@
 """Every stage of the library keeps the laws; one that is not in the table fails the first test."""
 
+import types
 import typing
 
 import pytest
@@ -170,6 +171,12 @@ def test_every_function_that_makes_a_stage_is_in_the_table():
         and typing.get_type_hints(getattr(ap, name)).get("return") is Stage
     }
     assert makers == {name.split()[0] for name in STAGES}
+
+
+def test_no_name_is_a_modules():
+    """A file of the same name takes the place of a function, once it is imported."""
+    modules = [name for name in ap.__all__ if isinstance(getattr(ap, name), types.ModuleType)]
+    assert not modules
 
 
 @pytest.mark.parametrize("name", STAGES)

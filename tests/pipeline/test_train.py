@@ -606,5 +606,5 @@ def test_how_far_a_loss_fell_since_it_was_seen_last():
 
 def test_what_cannot_be_observed_is_refused():
     for observe in ("output_grad_norm", ("loss", "output_grad_norm")):
-        with pytest.raises(ValueError, match="relative_loss.*not 'output_grad_norm'"):
+        with pytest.raises(ValueError, match=r"relative_loss.*not 'output_grad_norm'"):
             tiny_train(TinyTask(), tiny_source(), observe=observe)

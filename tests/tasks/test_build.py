@@ -9,7 +9,7 @@ from PIL import Image
 
 from attent.pipeline import SIGNALS, ExampleError, PlanError, assert_stage_laws, run
 from attent.pipeline.keys import differences, find, number
-from attent.tasks.build import device_of
+from attent.tasks.build import device_of, optimizer_of
 from attent.tasks.classification.build import build_classify
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import ConfigError
@@ -162,6 +162,15 @@ def test_the_paced_method(npz):
     assert built.notes == ()
 
 
+def test_a_warm_up_is_of_what_is_trained(npz):
+    """Two epochs of warm-up are two epochs, of a share of the budget too."""
+    given = config_of(npz(), epochs=10, warmup_epochs=2.0, budget_share=0.5, lr=1.0)
+    rate = optimizer_of(given).lr
+    assert [rate(share) for share in (0.2, 0.4)] == [0.5, 1.0]  # 1 and 2 of its 5 epochs
+    with pytest.raises(ConfigError, match=r"below epochs \(10\) x budget_share \(0.2\)"):
+        config_of(npz(), epochs=10, warmup_epochs=2.0, budget_share=0.2)
+
+
 def test_a_share_of_the_budget(npz):
     for method in ("full", "attent_simple", "attent_paced"):
         built = build_classify(config_of(npz(), epochs=8, method=method, budget_share=0.5))
@@ -171,8 +180,9 @@ def test_a_share_of_the_budget(npz):
 def test_where_selection_cannot_pay_training_is_plain_and_says_so(npz):
     built = build_classify(config_of(npz(), epochs=1, warmup_epochs=0.0, method="attent_paced"))
     assert built.plan.name == "full"
+    assert built.signal is None  # and nothing is observed
     (note,) = built.notes
-    assert note.startswith("plain training: selection cannot pay: the plan does not fit: 1 full")
+    assert note.startswith("this is plain training, attent_paced would select nothing: the plan")
     # Of the published methods it is an error, with the arithmetic.
     with pytest.raises(PlanError, match="the plan does not fit"):
         build_classify(config_of(npz(), epochs=1, warmup_epochs=0.0, method="attent_simple"))

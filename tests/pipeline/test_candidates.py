@@ -24,9 +24,9 @@ from attent.pipeline import (
     plan_of,
     run,
 )
+from attent.pipeline.candidates import AHEAD, WithColumn, reducible_loss, shuffled
 from attent.pipeline.keys import differences
 from attent.pipeline.published import percentile
-from attent.pipeline.reducible import AHEAD, WithColumn, reducible_loss, shuffled
 from attent.pipeline.source import augments, blocks_of, fetch_batch, lengths_of
 from tests.tiny import TinyTask, tiny_source, tiny_train
 
