@@ -37,6 +37,7 @@ from attent.pipeline.processes import processes
 from attent.pipeline.skipped import SkippedList
 from attent.pipeline.workers import KeptWorkers
 from attent.tasks.config import ConfigError
+from attent.tasks.data.shards.damaged import damaged_of
 from attent.tasks.launch import accelerator, device_here, half_precision, shares_out
 from attent.tasks.recipe import payable, recipe_of, signal_of_options
 from attent.tasks.zero import settings, updates_of
@@ -116,6 +117,8 @@ def assemble(
         ValueError: what the options ask for cannot be; the message says why.
     """
     config, notes = payable(config, len(source))
+    for one in (*damaged_of(source), *damaged_of(held_out)):
+        notes += (f"a shard cannot be read and is left out: {one.reason}",)
     loading = loading_of(config, pin_memory=device_of(config.device).type == "cuda")
     if shares_out(config):
         blocks = shard_frozen(task.model)

@@ -99,7 +99,8 @@ class RunConfig:
         worker_timeout: seconds that training waits for one batch, until its worker counts as hung
             and the run stops; null for ever.
         skip_unreadable: an example that cannot be read is passed over and listed in skipped.jsonl,
-            another of its batch in its place; otherwise it stops the run.
+            another in its place, and a shard of pictures that is damaged is left out; otherwise
+            they stop the run.
         threads: of torch on the CPU; null leaves torch's own choice. The same number is needed for
             the same bits.
         steps_per_tick: optimiser steps between looks of the progress bar, log and checkpoints.

@@ -170,6 +170,8 @@ def resume(
         state = saved[0].state if saved else run.state  # `fit` gives the others the main one's
         world.on_main(lambda: _set_aside(store, step))
         say(f"resuming {folder.path} at step {step}")
+        for note in run.notes:
+            say(note)
         return _go_on(command, config, run, state, folder, say), folder
 
 

@@ -86,7 +86,7 @@ def load_data(config: ClassifyConfig) -> tuple[Source, Source]:
     if config.data == "scenes":
         train, val = rendered_scenes(config, shared["size"])
     elif path.is_dir():
-        train, val = _folders(path)
+        train, val = _folders(path, leave_out=config.skip_unreadable)
     else:
         what = f"{path} is one file, not a folder" if path.is_file() else f"there is no {path}"
         raise ConfigError(
@@ -111,9 +111,10 @@ def load_held_out(config: ClassifyConfig, own: Source) -> Source:
     if config.data in ("digits", "scenes") or not path.is_dir():
         return load_data(config)[1]
     (folder,) = _images_of(path / "val")
-    found = _shards(path, "val") or _reader(folder)
+    leave_out = config.skip_unreadable
+    found = _shards(path, "val", leave_out=leave_out) or _reader(folder)
     if known is not None and found.classes is not None and set(found.classes) < set(known):
-        found = _shards(path, "val", known) or _reader(folder, known)
+        found = _shards(path, "val", known, leave_out=leave_out) or _reader(folder, known)
     return Images(found, **_shared(config))
 
 
@@ -128,10 +129,10 @@ def _shared(config: ClassifyConfig) -> dict[str, Any]:
     }
 
 
-def _folders(path: Path) -> tuple[Labelled, Labelled]:
-    shards = _shards(path, "train")
+def _folders(path: Path, *, leave_out: bool) -> tuple[Labelled, Labelled]:
+    shards = _shards(path, "train", leave_out=leave_out)
     if shards is not None:
-        held_out = _shards(path, "val", shards.classes)
+        held_out = _shards(path, "val", shards.classes, leave_out=leave_out)
         if held_out is None:
             raise ConfigError(
                 f"data: {path} has shards to train on and none held out; expected val-*, "
@@ -151,9 +152,11 @@ def _reader(folder: Path, classes: list[str] | None = None) -> ImageFolder:
         raise ConfigError(f"data: {error}{shards}") from error
 
 
-def _shards(path: Path, split: str, classes: list[str] | None = None) -> Labelled | None:
+def _shards(
+    path: Path, split: str, classes: list[str] | None = None, *, leave_out: bool
+) -> Labelled | None:
     try:
-        return labelled_shards(path, split, classes)
+        return labelled_shards(path, split, classes, leave_out=leave_out)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
 

@@ -104,7 +104,7 @@ def _reader(
         domain: Any = domains[0]
         return Photos(domain, size=config.input_size, split=split)
     root = Path(config.data)
-    shards = scene_shards(root, split, domains, classes)
+    shards = scene_shards(root, split, domains, classes, leave_out=config.skip_unreadable)
     if shards is not None:
         return shards
     if (root / split).is_dir():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from attent.tasks.data.shards import tables, tar
+from attent.tasks.data.shards.damaged import Damaged, sound
 from attent.tasks.data.shards.image_table import TableImages, picture_column
 from attent.tasks.data.shards.image_tar import TarImages, TarScenes
 from attent.tasks.data.shards.labels import listed_classes
@@ -14,7 +16,11 @@ from attent.tasks.data.shards.table_files import open_table
 
 
 def labelled_shards(
-    root: str | Path, split: str, classes: Sequence[str] | None = None
+    root: str | Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    *,
+    leave_out: bool = False,
 ) -> TarImages | TableImages | None:
     """A reader of the labelled images of a split that is kept in shards.
 
@@ -23,6 +29,7 @@ def labelled_shards(
             what is held out; the classes' names may be in ``classes.txt``.
         split: ``train`` or ``val``.
         classes: names of classes in the order of their labels; None for those the folder tells.
+        leave_out: shards that cannot be read are left out; the reader's ``damaged`` names them.
 
     Returns:
         None where there are no shards of the split, or only tables without pictures.
@@ -31,13 +38,19 @@ def labelled_shards(
         ValueError: as of `TarImages` and `TableImages`.
     """
     listed = listed_classes(root) if classes is None else classes
-    tars = shards_of_split(root, split, tar.SUFFIXES)
+    damaged: list[Damaged] | None = [] if leave_out else None
+    tars = sound(shards_of_split(root, split, tar.SUFFIXES), tar.members_of, damaged)
     if tars:
-        return TarImages(tars, classes=listed)
-    found = shards_of_split(root, split, tables.SUFFIXES)
+        return _told(TarImages(tars, classes=listed), damaged)
+    found = sound(shards_of_split(root, split, tables.SUFFIXES), open_table, damaged)
     if found and picture_column(open_table(found[0]).schema) is not None:
-        return TableImages(found, classes=listed)
+        return _told(TableImages(found, classes=listed), damaged)
     return None
+
+
+def _told(reader: Any, damaged: list[Damaged] | None) -> Any:
+    reader.damaged = tuple(damaged or ())
+    return reader
 
 
 def scene_shards(
@@ -45,6 +58,8 @@ def scene_shards(
     split: str,
     domains: Sequence[str],
     classes: Sequence[str] | None = None,
+    *,
+    leave_out: bool = False,
 ) -> TarScenes | None:
     """A reader of the scenes of a split that is kept in tar shards; None where there are none.
 
@@ -53,15 +68,17 @@ def scene_shards(
         split: ``train`` or ``val``.
         domains: as of `TarScenes`.
         classes: as of `labelled_shards`.
+        leave_out: as of `labelled_shards`.
 
     Raises:
         ValueError: as of `TarScenes`.
     """
-    tars = shards_of_split(root, split, tar.SUFFIXES)
+    damaged: list[Damaged] | None = [] if leave_out else None
+    tars = sound(shards_of_split(root, split, tar.SUFFIXES), tar.members_of, damaged)
     if not tars:
         return None
     listed = listed_classes(root) if classes is None else classes
-    return TarScenes(tars, domains=domains, classes=listed)
+    return _told(TarScenes(tars, domains=domains, classes=listed), damaged)
 
 
 def hold_pictures(data: str | Path) -> bool:

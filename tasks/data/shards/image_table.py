@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from attent.tasks.data import decode
+from attent.tasks.data.shards.damaged import Damaged
 from attent.tasks.data.shards.labels import Coded, numbered
 from attent.tasks.data.shards.paths import Shards, shard_paths
 from attent.tasks.data.shards.table_files import open_table
@@ -52,6 +53,8 @@ class TableImages:
     """
 
     domains = ("rgb",)
+    damaged: tuple[Damaged, ...] = ()
+    """Shards that were left out."""
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from attent.tasks.data import decode
 from attent.tasks.data.multimodal import check_domains
 from attent.tasks.data.paired_folder import EXTENSIONS, KNOWN, check_sizes
 from attent.tasks.data.shards.cache import Arrays, remembered
+from attent.tasks.data.shards.damaged import Damaged
 from attent.tasks.data.shards.labels import Coded, coded, numbered
 from attent.tasks.data.shards.paths import Shards
 from attent.tasks.data.shards.tar import TarShards
@@ -39,12 +40,14 @@ class TarImages:
         classes: the same; None where labels are numbers and nothing says what they stand for.
         labels: ``[N]`` int64.
         blocks: as of `TarShards`.
+        damaged: shards that were left out.
 
     Raises:
         ValueError: as of `TarShards`, and a label that is none; names file, member and byte.
     """
 
     domains = ("rgb",)
+    damaged: tuple[Damaged, ...] = ()
 
     def __init__(self, shards: Shards, *, classes: Sequence[str] | None = None) -> None:
         columns = {"rgb": IMAGES, "cls": ("cls",), "json": ("json",)}
@@ -91,11 +94,14 @@ class TarScenes:
         labels: ``[N]`` int64, what ``KEY.cls`` holds; None where there is none.
         classes: as of `TarImages`; None without labels.
         blocks: as of `TarShards`.
+        damaged: shards that were left out.
 
     Raises:
         ValueError: as of `TarShards`; domains that are none; a label that is none, or labels of
             some scenes only.
     """
+
+    damaged: tuple[Damaged, ...] = ()
 
     def __init__(
         self,

@@ -36,6 +36,15 @@ class Column(NamedTuple):
     size: np.ndarray  # [N] uint32, bytes
 
 
+def members_of(path: str) -> Arrays:
+    """What a shard's headers say, from beside it where that is known.
+
+    Raises:
+        ValueError: it is cut off, damaged or no plain tar; names file and byte.
+    """
+    return remembered(path, "members", lambda: _table(path))
+
+
 class TarShards:
     """Examples in tar shards, each read alone: exactly its bytes, at their place.
 
@@ -70,7 +79,7 @@ class TarShards:
         self._files = Files()
 
         def picked(path: str) -> list[Column]:
-            table = remembered(path, "members", lambda: _table(path))
+            table = members_of(path)
             picks = [_pick(table, extensions) for extensions in columns.values()]
             for (name, extensions), column in zip(columns.items(), picks, strict=True):
                 if name not in optional and not column.block.all():
