@@ -27,6 +27,7 @@ from attent.pipeline import (
     initial_state,
     initialize,
 )
+from attent.pipeline.fetch import stand_in
 from attent.pipeline.keys import differences
 from attent.pipeline.skipped import SkippedList
 from attent.pipeline.source import TensorSource
@@ -187,9 +188,10 @@ def test_what_one_stream_found_unreadable_the_next_knows():
     """Its own list, though: without one it is an error again."""
     skipped = SkippedList()
     source, how = Rows(24, {5: "raises"}), loading(skipped=skipped)
+    instead = 10 * stand_in(5, 24, {5})
     for _ in range(2):
         batches = list(Stream(source, range(24), 4, loading=how))
-        assert batches[1]["x"].tolist() == [40, 60, 60, 70]
+        assert batches[1]["x"].tolist() == [40, instead, 60, 70]
     assert [entry.index for entry in skipped] == [5]
     with pytest.raises(ExampleError, match="example 5 "):
         list(Stream(source, range(24), 4, loading=replace(how, skipped=None)))
