@@ -262,6 +262,7 @@ class Selections(Observer):
         self._sample = torch.empty(0, dtype=torch.int64)
         self._version: tuple[int, int] = (0, 0)
         self._clock: dict[str, int] = {}
+        self._known: Tensor | None = None
 
     def start(self, state: TensorDict) -> None:
         """Choose the sample; record the first mask of a fresh run."""
@@ -292,19 +293,27 @@ class Selections(Observer):
         self._version = (mask.data_ptr(), mask._version)
         # The tick may have ended the pass that the selection was made for.
         self._clock = {name: number(state, "clock", name) for name in ("cycle", "passes", "seen")}
+        # What the next tick selects by, before it trains on what it has selected and observes that.
+        self._known = self._scores(state) if bool(tensor(state, "plan", "select_due")) else None
+
+    def _scores(self, state: TensorDict) -> Tensor | None:
+        """Of the recorded examples, a copy; None where nothing was measured."""
+        if self.signal is None or not has(state, ("scores", self.signal)):
+            return None
+        if not bool((tensor(state, "scores", "step") >= 0).any()):
+            return None
+        return tensor(state, "scores", self.signal)[self._sample].cpu()
 
     def _record(self, state: TensorDict) -> None:
-        mask, steps = tensor(state, "mask"), tensor(state, "scores", "step")
-        signal = self.signal
-        scored = signal is not None and has(state, ("scores", signal)) and bool((steps >= 0).any())
-        scores = tensor(state, "scores", signal)[self._sample] if scored and signal else None
+        mask = tensor(state, "mask")
+        scores = self._scores(state) if self._known is None else self._known
         path = self.folder / f"selection-{self._clock['passes']:06d}.npz"
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             index=self._sample.numpy(),
             selected=mask[self._sample].cpu().numpy(),
-            scores=np.empty(0, np.float32) if scores is None else scores.cpu().numpy(),
+            scores=np.empty(0, np.float32) if scores is None else scores.numpy(),
             num_examples=len(mask),
             num_selected=int(mask.sum()),
             cycle=self._clock["cycle"],

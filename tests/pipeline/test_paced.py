@@ -2,11 +2,13 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from attent.pipeline import (
     Observer,
+    Selections,
     aged,
     attent_paced,
     constant,
@@ -52,6 +54,22 @@ def test_it_selects_anew_by_what_was_seen_last():
     masks = [mask for _, mask in seen.passes.values()][1:-1]
     # Those trained on fall below the others: the choice moves.
     assert any(not torch.equal(a, b) for a, b in itertools.pairwise(masks))
+
+
+def test_what_is_recorded_of_a_selection_are_the_scores_it_was_made_by(tmp_path):
+    """Not those that training has observed since, of what was selected."""
+    task, source = TinyTask(), tiny_source()
+    trainer = tiny_train(task, source, steps=50, observe=True)
+    tick = attent_paced(source, train=trainer, epochs=6, rule=hard(), ratio=constant(0.3))
+    fit(tick, initial_state(task, source, seed=3), observers=[Selections(tmp_path)])
+    subsets = 0
+    for path in sorted(tmp_path.glob("*.npz")):
+        with np.load(path) as kept:
+            selected, scores = kept["selected"], kept["scores"]
+        if 0 < selected.sum() < len(selected):
+            subsets += 1
+            assert scores[selected].min() >= scores[~selected].max()
+    assert subsets > 5
 
 
 def test_a_rule_without_scores_needs_none():
