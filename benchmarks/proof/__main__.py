@@ -151,5 +151,7 @@ def _report(
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # ends as Ctrl-C does
+    # Both end it alike; a shell may have the latter ignored in what it starts in the background.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     sys.exit(main())
