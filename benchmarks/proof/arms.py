@@ -32,7 +32,7 @@ from attent.pipeline import (
     hard,
     incremental,
     random,
-    rank,
+    reducible,
     run,
     score,
     select,
@@ -41,12 +41,13 @@ from attent.pipeline import (
     window,
 )
 from attent.pipeline.candidates import WithColumn, reducible_loss, shuffled
+from attent.pipeline.observed import ObservedSignal
 from attent.pipeline.published import inverse, percentile
 from attent.pipeline.refined import balanced, blended, easy, trimmed, within
 from attent.pipeline.rescaled import concentrated, importance, infobatch
 from attent.pipeline.schedules import Schedule, cyclic
 
-from .setting import Arm, Built, Setting, Spent
+from .setting import Arm, Built, Setting, Spent, spent
 from .sources import halves, oversampled
 
 ARMS: dict[str, Arm] = {}
@@ -66,7 +67,7 @@ def arm(function: Arm) -> Arm:
 def paced(
     rule: Callable[[Setting], Rule] | Rule | None = None,
     *,
-    signal: str = "loss",
+    signal: ObservedSignal = "loss",
     ratio: Schedule | None = None,
     first: int = 1,
     last: float = 0.125,
@@ -106,7 +107,11 @@ def paced(
 
 
 def adaptive(
-    explore: float, *, smallest: float = 0.15, signal: str = "relative_loss", **options: Any
+    explore: float,
+    *,
+    smallest: float = 0.15,
+    signal: ObservedSignal = "relative_loss",
+    **options: Any,
 ) -> Arm:
     """As many as the scores are spread over; some of them drawn from the rest."""
     return paced(concentrated(blended(hard(), explore), smallest, 0.9), signal=signal, **options)
@@ -123,22 +128,32 @@ def labels(setting: Setting) -> torch.Tensor:
     return setting.world.labels
 
 
-@arm
-def full_(setting: Setting) -> Built:
-    """Plain training."""
-    world, task = setting.world, setting.world.task
-    graph = full(
-        world.source,
-        train=setting.train(task),
-        epochs=setting.epochs(),
-        accounting=setting.accounting,
-    )
-    return Built(tick=graph, task=task, source=world.source)
+def plain(**task_options: Callable[[Setting], Any]) -> Arm:
+    """Plain training, as an arm.
 
+    Args:
+        task_options: of the world's task, functions of the setting.
+    """
 
-ARMS["full"] = ARMS.pop("full_")
+    def build(setting: Setting) -> Built:
+        world = setting.world
+        options = {name: value(setting) for name, value in task_options.items()}
+        task = world.task_for(**options)
+        graph = full(
+            world.source,
+            train=setting.train(task),
+            epochs=setting.epochs(),
+            accounting=setting.accounting,
+        )
+        return Built(tick=graph, task=task, source=world.source)
+
+    return build
+
 
 ARMS |= {
+    "full": plain(),
+    # With the classes' prior in the logits (Menon et al., ICLR 2021).
+    "prior": plain(prior=lambda s: s.world.prior),
     # What changes beside the examples' order: a null of the same schedule, and another.
     "random": paced(random()),
     "rs2": paced(random(), ratio=constant(0.3), first=0, last=0.0),
@@ -184,15 +199,6 @@ ARMS |= {
 
 
 @arm
-def prior(setting: Setting) -> Built:
-    """Plain training with the classes' prior in the logits (Menon et al., ICLR 2021)."""
-    world = setting.world
-    task = world.task_for(prior=world.prior)
-    graph = full(world.source, train=setting.train(task), epochs=setting.epochs())
-    return Built(tick=graph, task=task, source=world.source)
-
-
-@arm
 def oversampled_classes(setting: Setting) -> Built:
     """Class-balanced sampling: examples of rare classes come as often as it takes."""
     world = setting.world
@@ -234,7 +240,7 @@ def complex_(rule: Rule, *, first: int = 1) -> Arm:
             world.task,
             world.source,
             train=setting.train(),
-            epochs=setting.epochs(scorings=cycles),  # type: ignore[arg-type]
+            epochs=setting.epochs(scorings=cycles),
             rule=rule,
             interval=fixed_interval(2),
             cycles=cycles,
@@ -264,15 +270,13 @@ def candidates(rule: Rule, ratio: float, *, holdout: bool = False) -> Arm:
 
     def build(setting: Setting) -> Built:
         world, before, source = setting.world, Spent(), setting.world.source
-        scorings = 0.0
         if holdout:
             values, before = halves(setting, epochs=1.0)
             source = WithColumn(source, "holdout_loss", values)
-            scorings = before.cost(world.backward_cost) / len(world.source)
         size = round(world.batch_size / ratio)
         held = window(shuffled(source, world.seed), size)
         # A candidate's forward for each that is trained on, 1 / ratio of them.
-        epochs = setting.epochs(scorings=scorings, dearer=1 / ratio)
+        epochs = setting.epochs(before=before, dearer=1 / ratio)
         graph = attent_online(
             world.task,
             held,
@@ -306,14 +310,11 @@ def fixed(signal: str, rule: Rule, *, epochs: float, ratio: Schedule) -> Arm:
     def build(setting: Setting) -> Built:
         world = setting.world
         scorer = world.task_for()
-        trained, before = setting.plainly(scorer, world.source, epochs, f"{signal} before")
+        trained = setting.plainly(scorer, world.source, epochs, f"{signal} before")
         stage = score(scorer, world.source, signal)
         trained = run(stage, stage.init(trained))
-        cost = 3 if signal == "grad_norm" else 1
-        before += Spent(
-            forwarded=len(world.source), backwarded=len(world.source) if cost == 3 else 0
-        )
-        left = setting.epochs(scorings=before.cost(world.backward_cost) / len(world.source))
+        before = spent(trained, world)
+        left = setting.epochs(before=before)
         size, budget = len(world.source), round(left * len(world.source))
         cycles = 60
         phases = [
@@ -350,13 +351,8 @@ def paced_reducible(setting: Setting) -> Built:
     graph = attent_paced(
         world.source,
         train=setting.train(observe="loss"),
-        epochs=setting.epochs(scorings=before.cost(world.backward_cost) / len(world.source)),
+        epochs=setting.epochs(before=before),
         signal="reducible",
-        rank=rank(
-            "reducible",
-            lambda state: state["scores", "loss"] - values,
-            reads={("scores", "loss")},
-            num_examples=len(values),
-        ),
+        rank=reducible(values),
     )
     return Built(tick=graph, task=world.task, source=world.source, before=before)

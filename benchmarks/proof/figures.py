@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attent.tasks.report.figures import STYLE
 from benchmarks.proof.analysis import Cell, Comparison, Findings
 from benchmarks.proof.protocol import BASELINE
 from benchmarks.proof.statistics import Estimate
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d1662f", "#6b6b6b"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-}
 COLUMNS = 4
 
 

@@ -279,23 +279,21 @@ def _p(p: float) -> str:
 
 
 def _percent(estimate: Estimate, at_floor: bool) -> str:
-    """A share saved, in percent; an end at which full's quality is not reached is said to be so."""
-    if not math.isfinite(estimate.value):
-        return "not reached"
-    more = "at least " if at_floor else ""
-
-    def say(value: float) -> str:
-        return f"{100 * value:.0f}" if math.isfinite(value) else "not reached"
-
-    return f"{more}{_bracketed(estimate, say)} %"
+    """A share saved, in percent."""
+    return _reached(estimate, "at least " * at_floor, lambda v: f"{100 * v:.0f}", " %")
 
 
 def _needed(estimate: Estimate, at_floor: bool) -> str:
+    """A share of the budget."""
+    return _reached(estimate, "at most " * at_floor, lambda v: f"{v:.2f}")
+
+
+def _reached(estimate: Estimate, more: str, form: Callable[[float], str], unit: str = "") -> str:
+    """An estimate; it, or an end, at which full's quality is not reached is said to be so."""
     if not math.isfinite(estimate.value):
         return "not reached"
-    more = "at most " if at_floor else ""
 
     def say(value: float) -> str:
-        return f"{value:.2f}" if math.isfinite(value) else "not reached"
+        return form(value) if math.isfinite(value) else "not reached"
 
-    return f"{more}{_bracketed(estimate, say)}"
+    return f"{more}{_bracketed(estimate, say)}{unit}"

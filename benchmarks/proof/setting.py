@@ -73,13 +73,18 @@ class Setting:
         """The whole budget in forwards of all examples: so many passes of nothing but forwards."""
         return self.budget * self.world.epochs * self.step_cost
 
-    def epochs(self, *, scorings: float = 0.0, dearer: float = 0.0) -> float:
+    def epochs(
+        self, *, before: Spent | None = None, scorings: float = 0.0, dearer: float = 0.0
+    ) -> float:
         """Epochs' worth of examples that can be trained on.
 
         Args:
+            before: what was spent already.
             scorings: forwards of all examples that are spent otherwise.
             dearer: what a training step costs more than its forward and backward, in forwards.
         """
+        if before is not None:
+            scorings += before.cost(self.world.backward_cost) / len(self.world.source)
         return (self.units - scorings) / (self.step_cost + dearer)
 
     @property
@@ -93,7 +98,6 @@ class Setting:
         source: Source | None = None,
         *,
         observe: Observe = False,
-        batch_size: int | None = None,
     ) -> Stage:
         """The world's own way of making steps, the learning rate coming down with the budget."""
         world = self.world
@@ -105,15 +109,13 @@ class Setting:
                 warmup_cosine(self.lr, warmup=recipe.get("warmup", 0.0)),
                 weight_decay=recipe.get("weight_decay", 0.0),
             ),
-            step=Step(batch_size=batch_size or world.batch_size, clip=recipe.get("clip")),
+            step=Step(batch_size=world.batch_size, clip=recipe.get("clip")),
             steps=self.steps,
             observe=observe,
         )
 
-    def plainly(
-        self, task: Task, source: Source, epochs: float, purpose: str
-    ) -> tuple[TensorDict, Spent]:
-        """A model trained on everything for a while: (its state, what that has cost).
+    def plainly(self, task: Task, source: Source, epochs: float, purpose: str) -> TensorDict:
+        """The state of a model that was trained on everything for a while.
 
         Args:
             task: with a fresh model.
@@ -124,8 +126,7 @@ class Setting:
         tick = full(
             source, train=self.train(task, source), epochs=epochs, accounting=self.accounting
         )
-        state = fit(tick, initial_state(task, source, seed=fold(self.world.seed, purpose)))
-        return state, spent(state, self.world)
+        return fit(tick, initial_state(task, source, seed=fold(self.world.seed, purpose)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline import Source, run, score
+from attent.pipeline import Source, initial_state, run, score
 from attent.pipeline.keyed import fold, generator
 
-from .setting import Setting, Spent
+from .setting import Setting, Spent, spent
 
 
 class Rows:
@@ -58,14 +58,10 @@ def halves(setting: Setting, epochs: float) -> tuple[Tensor, Spent]:
     values, cost = torch.zeros(size), Spent()
     for i, (own, other) in enumerate([order.tensor_split(2), order.tensor_split(2)[::-1]]):
         task, source = world.task_for(), Rows(world.source, other)
-        state, spent = setting.plainly(task, Rows(world.source, own), epochs, f"half {i}")
+        trained = setting.plainly(task, Rows(world.source, own), epochs, f"half {i}")
         stage = score(task, source)
-        state = state.clone()
-        # The same weights, asked of the other half.
-        for name in ("mask", "weight"):
-            state[name] = torch.ones(len(other), dtype=state[name].dtype)
-        state["scores"] = TensorDict({"step": torch.full((len(other),), -1, dtype=torch.int32)})
-        measured = run(stage, stage.init(state))
+        # The task's model holds what was trained, and is asked of the other half.
+        measured = run(stage, stage.init(initial_state(task, source, seed=world.seed)))
         values[other] = measured["scores", "loss"]
-        cost += spent + Spent(forwarded=len(other))
+        cost += spent(trained, world) + spent(measured, world)
     return values, cost
