@@ -29,3 +29,12 @@ def bare():
     state["scores", "loss"] = torch.arange(10) / 10
     state["scores", "step"] = torch.zeros(10, dtype=torch.int32)
     return state
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For thousands of draws from a few examples: threads would cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

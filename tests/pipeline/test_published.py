@@ -7,20 +7,14 @@ from attent.pipeline import bare_state, generator, hard, published, random, run,
 from attent.pipeline.keys import differences
 from attent.pipeline.published import averaged, inverse, known_scores, percentile
 from attent.pipeline.refined import trimmed, within
+from tests.pipeline.choosing import assert_takes_29, masks
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Thousands of draws from a few examples: threads would cost more than they give.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def times(rule, scores, ratio, keys) -> torch.Tensor:
     """How often each example is taken, [N]."""
-    return torch.stack([rule.choose(scores, ratio, key)[0] for key in range(keys)]).sum(0)
+    return masks(rule, scores, ratio, keys).sum(0)
 
 
 def agree(found, shares) -> None:
@@ -36,13 +30,7 @@ RULES = [percentile(), percentile(3.0), inverse()]
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_rule(rule):
     scores = torch.rand(100, generator=generator(2))
-    before = scores.clone()
-    mask, weight = rule.choose(scores, 0.29, 11)
-    assert (mask.dtype, mask.shape) == (torch.bool, (100,))
-    assert int(mask.sum()) == 29
-    assert weight is None
-    assert torch.equal(scores, before)
-    assert torch.equal(mask, rule.choose(scores, 0.29, 11)[0])
+    mask = assert_takes_29(rule, scores)
     assert rule.redraws
     assert not torch.equal(mask, rule.choose(scores, 0.29, 12)[0])
     assert rule.uses_scores

@@ -10,18 +10,12 @@ from attent.pipeline import count, generator, hard, random, refined, run, select
 from attent.pipeline.refined import balanced, blended, easy, trimmed, within
 from attent.pipeline.rules import Rule
 from attent.pipeline.task import bare_state
+from tests.pipeline.choosing import assert_takes_29
 
 NINE = torch.tensor([0.3, -1.0, 0.9, 0.1, 0.5, 0.8, 0.2, 0.7, 0.6])
 CLASSES = torch.tensor([7, 7, 7, 7, 7, 7, -2, -2, 4])  # six, two, one
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Thousands of draws from a few examples: threads would cost more than they give.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def chosen(rule, scores, ratio, key=0) -> list[int]:
@@ -54,13 +48,7 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_rule(rule):
     scores = torch.randn(100, generator=generator(2))
-    before = scores.clone()
-    mask, weight = rule.choose(scores, 0.29, 11)
-    assert (mask.dtype, mask.shape) == (torch.bool, (100,))
-    assert int(mask.sum()) == 29
-    assert weight is None
-    assert torch.equal(scores, before)
-    assert torch.equal(mask, rule.choose(scores, 0.29, 11)[0])
+    mask = assert_takes_29(rule, scores)
     assert rule.redraws == (not torch.equal(mask, rule.choose(scores, 0.29, 12)[0]))
 
 

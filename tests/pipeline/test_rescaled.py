@@ -7,20 +7,9 @@ from attent.pipeline import generator, hard, random, rescaled, run, select
 from attent.pipeline.refined import trimmed, within
 from attent.pipeline.rescaled import concentrated, importance, infobatch, participation
 from attent.pipeline.task import bare_state
+from tests.pipeline.choosing import masks
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Thousands of draws from a few examples: threads would cost more than they give.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def masks(rule, scores, ratio, keys) -> torch.Tensor:
-    """[keys, N]."""
-    return torch.stack([rule.choose(scores, ratio, key)[0] for key in range(keys)])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weighed(rule, scores, ratio, key=0) -> tuple[torch.Tensor, torch.Tensor]:

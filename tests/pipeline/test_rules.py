@@ -6,34 +6,17 @@ import pytest
 import torch
 
 from attent.pipeline import generator, hard, random, rules, soft
+from tests.pipeline.choosing import assert_takes_29, masks
 
 RULES = [hard(), random(), soft(0.5), soft(2.0, "sigmoid")]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Thousands of draws from a few examples: threads would cost more than they give.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def masks(rule, scores, ratio, keys) -> torch.Tensor:
-    """[keys, N]."""
-    return torch.stack([rule.choose(scores, ratio, key)[0] for key in range(keys)])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_rule(rule):
     scores = torch.randn(100, generator=generator(2))
-    before = scores.clone()
-    mask, weight = rule.choose(scores, 0.29, 11)
-    assert (mask.dtype, mask.shape) == (torch.bool, (100,))
-    assert int(mask.sum()) == 29
-    assert weight is None
-    assert torch.equal(scores, before)
-    assert torch.equal(mask, rule.choose(scores, 0.29, 11)[0])
+    mask = assert_takes_29(rule, scores)
     # `redraws` tells a plan whether another key is another choice.
     assert rule.redraws == (not torch.equal(mask, rule.choose(scores, 0.29, 12)[0]))
 
