@@ -40,7 +40,7 @@ from attent.tasks.config import ConfigError
 from attent.tasks.data.shards.damaged import damaged_of
 from attent.tasks.launch import accelerator, device_here, half_precision, shares_out
 from attent.tasks.recipe import payable, recipe_of, signal_of_options
-from attent.tasks.zero import settings, updates_of
+from attent.tasks.zero import Settings, settings, updates_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,20 +123,21 @@ def assemble(
     if shares_out(config):
         blocks = shard_frozen(task.model)
         notes += (f"{blocks} blocks are shared out over {processes().count} processes (FSDP)",)
-    shared = None if processes().alone else settings()
-    if shared is not None:
+    zero = settings()
+    shared = zero is not None and not processes().alone
+    if shared:
         notes += (f"moments are shared out over {processes().count} processes (DeepSpeed, ZeRO)",)
     optimizer = optimizer or optimizer_of(config)
     stage = train(
         task,
         source,
         optimizer=optimizer,
-        step=step_of(config),
+        step=_step_of(config, zero),
         steps=config.steps_per_tick,
         observe=config.observed or False,
         ema=config.ema,
         loading=loading,
-        **_engine_of(optimizer),
+        **_engine_of(optimizer, zero),
     )
     measure = evaluate(
         task,
@@ -154,7 +155,7 @@ def assemble(
             state["buffers", name] = value.detach().clone()
     validate(tick, state)
     state = initialize(tick, state)
-    if shared is not None:
+    if shared:
         state["optim"] = state["optim"].cpu()  # DeepSpeed has what the device is to hold of it
     return Run(
         task=task,
@@ -169,10 +170,9 @@ def assemble(
     )
 
 
-def step_of(config: Any) -> Step:
+def _step_of(config: Any, zero: Settings | None) -> Step:
     """How the options, and the launcher's settings, have a step made."""
-    made, zero = accelerator(), settings()
-    accumulate = [config.accumulate, getattr(made, "gradient_accumulation_steps", 1)]
+    accumulate = [config.accumulate, getattr(accelerator(), "gradient_accumulation_steps", 1)]
     clips = [config.clip]
     if zero is not None:
         accumulate.append(zero.accumulate)
@@ -186,9 +186,9 @@ def step_of(config: Any) -> Step:
     )
 
 
-def _engine_of(optimizer: Optimizer) -> dict[str, Any]:
+def _engine_of(optimizer: Optimizer, zero: Settings | None) -> dict[str, Any]:
     """What a train stage is told of the launcher's engine: who averages, and who updates."""
-    made, zero = accelerator(), settings()
+    made = accelerator()
     if made is None:
         return {}
     if zero is not None:
