@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.proof import campaign, jobs, report, tuning
+from benchmarks.proof import job as job_module
 from benchmarks.proof.__main__ import main
+from benchmarks.proof.analysis import analyse
 from benchmarks.proof.protocol import ProtocolError, World, load
 from benchmarks.proof.store import Store
 from tests import proof_fakes
@@ -123,6 +125,43 @@ def test_defaults_hold_unless_a_world_says_otherwise_and_change_its_hash(tmp_pat
 
 def test_the_protocol_that_is_committed_can_be_read():
     assert load(ROOT / "benchmarks/proof/protocol.yaml").worlds
+
+
+def test_another_baseline_is_what_all_is_held_against(tmp_path):
+    other = PROTOCOL.replace(
+        "arms: [random, good, harmful, thirsty]", "baseline: good\n    arms: [full]"
+    )
+    there = world(tmp_path, other.replace("headline: good", "headline: full"))
+    assert there.all_arms == ("good", "full")
+    assert there.budgets_of("good") == (0.4, 0.6, 0.8, 1.0)
+    assert there.budgets_of("full") == (0.4, 0.6, 0.8)
+    store = Store(tmp_path / "results/digits.jsonl", write=True)
+    for job in jobs.runs_at("claim", there, dict.fromkeys(jobs.cells(there), 3e-3)):
+        made = {"status": "ok", **proof_fakes.record(job)}
+        store.append(campaign.made_record(job, made, there))
+    for job in jobs.tune_jobs(there):
+        made = {"status": "ok", **proof_fakes.record(job)}
+        store.append(campaign.made_record(job, made, there))
+    store.close()
+    found = analyse(there, store)
+    against = found.cells["full", 0.6].against_full
+    assert against is not None
+    # 0.05 of accuracy for the whole budget, 0.012 that "good" adds.
+    assert against.difference.value == pytest.approx(-0.4 * 0.05 - 0.012, abs=0.005)
+    assert found.cells["good", 0.6].against_short is None
+    assert found.saved["good"].against_full.value == pytest.approx(0.1, abs=0.05)  # by the margin
+    table = report.write({"digits": there}, tmp_path / "results", tmp_path)
+    assert "*Full* stands for **good** here" in (tmp_path / "proof.md").read_text()
+    assert "| digits, full being good | full |" in table
+
+
+def test_a_part_of_a_world_is_run_in_that_world(monkeypatch):
+    asked = []
+    monkeypatch.setattr(job_module, "world_of", lambda name, seed, size: asked.append(name))
+    monkeypatch.setattr(job_module, "record_of", lambda *args, **kwargs: {})
+    for name in ("digits", "digits-prior"):
+        job_module.run_job(jobs.Job(stage="claim", world=name, arm="full", budget=1, lr=1, seed=0))
+    assert asked == ["digits", "digits"]
 
 
 def test_every_arm_has_the_same_trials_and_any_beginning_is_balanced(tmp_path):

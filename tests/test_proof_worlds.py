@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from sklearn.datasets import load_digits
 
 from attent.pipeline.source import Source
 from attent.tasks.data.rows import Row
-from benchmarks.proof import pools, splits, worlds_language, worlds_pretrain
+from benchmarks.proof import (
+    pools,
+    splits,
+    worlds_grown,
+    worlds_images,
+    worlds_language,
+    worlds_pretrain,
+)
 from benchmarks.proof.worlds import world
 
 
@@ -211,3 +219,51 @@ def test_digits_with_a_tail_are_filled_up_with_copies(tmp_path, monkeypatch):
     assert counts.tolist() == [1400, 906, 587, 380, 246, 159, 103, 67, 43, 28]
     # Classes above 350 are filled up: 1050 + 556 + 237 + 30.
     assert int(tail.extra["copy"].sum()) == 1873
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Classifiers that are trained for one epoch."""
+    short = {name: replace(grown, before=1) for name, grown in worlds_grown.GROWN.items()}
+    monkeypatch.setattr(worlds_grown, "GROWN", short)
+
+
+def test_a_world_that_has_grown_has_few_of_three_new_classes(small, brief, monkeypatch):
+    # 1,500 scenes: a tenth of 4,380 is 6 originals of each known class, ten times, 6 of each new.
+    first = world("scenes_grown", 3, size=438)
+    assert first.labels is not None
+    assert first.labels.bincount().sort().values.tolist() == [6] * 3 + [60] * 7
+    new = first.labels.bincount() == 6
+    assert not first.extra["copy"][new[first.labels]].any()
+    parts = [pictures(part) for part in (first.source, first.val, first.test)]
+    assert len(set.union(*parts)) == sum(map(len, parts))
+    fixed = splits.by_class(pools.scenes()["label"], 10, worlds_grown.RESERVED_SEED)
+    reserved = torch.cat([of_class[:80] for of_class in fixed])
+    assert not set(first.extra["original"].tolist()) & set(reserved.tolist())
+    other = world("scenes_grown", 4, size=438).labels
+    assert other is not None
+    assert (other.bincount() == 6).tolist() != new.tolist()
+
+
+def test_every_arm_goes_on_from_the_same_classifier_which_is_trained_once(
+    small, brief, monkeypatch
+):
+    first = world("scenes_grown", 3, size=438)
+    assert torch.equal(weights(first.task), weights(first.task_for(prior=first.prior)))
+    fresh = worlds_images.tasks_of(worlds_images.SCENES, None, 3)()
+    assert not torch.equal(weights(first.task), weights(fresh))
+    monkeypatch.setattr(worlds_grown, "fit", None)  # is not asked again
+    assert torch.equal(weights(world("scenes_grown", 3, size=438).task), weights(first.task))
+    with pytest.raises(TypeError, match="not callable"):
+        world("scenes_grown", 5, size=438)
+
+
+def test_a_classifier_knows_no_new_class(small, monkeypatch):
+    longer = {"scenes": replace(worlds_grown.GROWN["scenes"], before=3)}
+    monkeypatch.setattr(worlds_grown, "GROWN", longer)
+    first = world("scenes_grown", 3, size=438)
+    assert first.labels is not None
+    new = (first.labels.bincount() == 6).nonzero().squeeze(1)
+    batch = first.test.fetch(torch.arange(len(first.test)))
+    named = first.task.model.eval()(batch["image"]).argmax(dim=1)
+    assert not torch.isin(named, new).any()

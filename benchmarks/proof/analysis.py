@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.proof import statistics, tuning
 from benchmarks.proof.jobs import Record, cells
-from benchmarks.proof.protocol import BASELINE, World
+from benchmarks.proof.protocol import World
 from benchmarks.proof.statistics import Estimate, Saved
 from benchmarks.proof.store import Store
 
@@ -104,7 +104,7 @@ def analyse(
         ValueError: claims were made under another protocol.
     """
     choices = tuning.choose(world, store.latest.values())
-    shown = None if arms is None else [BASELINE, *arms]
+    shown = None if arms is None else [world.baseline, *arms]
     runs: Runs = {cell: {} for cell in cells(world, shown)}
     found: list[Record] = []
     for record in store.latest.values():
@@ -145,8 +145,8 @@ def _cells(world: World, runs: Runs, good: Runs) -> dict[tuple[str, float], Cell
     short: dict[tuple[str, float], tuple[Estimate, float, int]] = {}
     full: dict[tuple[str, float], tuple[Estimate, float, int]] = {}
     for (arm, budget), of_cell in good.items():
-        for kept, other in ((short, (BASELINE, budget)), (full, (BASELINE, 1.0))):
-            if (arm, budget) == other or (arm == BASELINE and kept is short):
+        for kept, other in ((short, (world.baseline, budget)), (full, (world.baseline, 1.0))):
+            if (arm, budget) == other or (arm == world.baseline and kept is short):
                 continue
             above = None if kept is short else -world.margin
             if compared := _compared(world, (arm, budget), of_cell, good[other], above):
@@ -203,8 +203,8 @@ def _corrected(
     """Holm's correction over the arms at all budgets; the baseline's own are another family."""
     result: dict[tuple[str, float], Comparison] = {}
     for family in (
-        [cell for cell in compared if cell[0] != BASELINE],
-        [cell for cell in compared if cell[0] == BASELINE],
+        [cell for cell in compared if cell[0] != world.baseline],
+        [cell for cell in compared if cell[0] == world.baseline],
     ):
         corrected = statistics.holm([compared[cell][1] for cell in family])
         for cell, p in zip(family, corrected, strict=True):
@@ -218,7 +218,7 @@ def _saved(world: World, good: Runs) -> dict[str, Saved]:
     """By arm, over the seeds of which no run of the arm and of the baseline is missing."""
     result: dict[str, Saved] = {}
     sign = 1 if world.higher_is_better else -1
-    ours = [(BASELINE, budget) for budget in sorted(world.baseline_budgets)]
+    ours = [(world.baseline, budget) for budget in sorted(world.baseline_budgets)]
     for arm in dict.fromkeys(arm for arm, _ in good):
         theirs = [(arm, budget) for budget in sorted(world.budgets_of(arm))]
         seeds = sorted(set.intersection(*(set(good[cell]) for cell in [*ours, *theirs])))

@@ -172,6 +172,7 @@ ARMS |= {
     "concentrated_loss": adaptive(0.3, signal="loss"),
     "concentrated_norm": adaptive(0.3, signal="grad_norm"),
     "concentrated_end": adaptive(0.3, last=0.3),
+    "concentrated_short_end": adaptive(0.3, last=0.05),
     "concentrated_late": adaptive(0.3, first=3),
     "concentrated_wide": adaptive(0.3, smallest=0.4),
     "concentrated_soft": paced(concentrated(soft(), 0.15, 0.9), signal="relative_loss"),
@@ -189,6 +190,7 @@ ARMS |= {
     "percentile": paced(percentile(), ratio=constant(0.5)),
     # Cures of long tails that need no score, alone and with selection.
     "balanced": paced(lambda s: balanced(labels(s)), first=0),
+    "prior_concentrated": adaptive(0.3, prior=lambda s: s.world.prior),
     "prior_paced_hard": paced(hard(), signal="relative_loss", prior=lambda s: s.world.prior),
     "prior_paced_equal": paced(
         lambda s: within(labels(s), hard(), "equal"),

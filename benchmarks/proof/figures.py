@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from attent.tasks.report.figures import STYLE
 from benchmarks.proof.analysis import Cell, Comparison, Findings
-from benchmarks.proof.protocol import BASELINE
 from benchmarks.proof.statistics import Estimate
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d1662f", "#6b6b6b"
@@ -33,15 +32,21 @@ def curves(findings: Findings) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 * columns + 1.2, 2.2 * lines + 0.9), layout="constrained")
         axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-        full = findings.cells.get((BASELINE, 1.0))
+        full = findings.cells.get((world.baseline, 1.0))
         for i, ax in enumerate(axes.flat):
             if i >= max(1, len(arms)):
                 ax.set_axis_off()
                 continue
-            _baseline(ax, _line(findings, BASELINE), scale)
+            _baseline(ax, _line(findings, world.baseline), world.baseline, scale)
             if full is not None:
                 aim = full.quality.value - world.margin * (1 if world.higher_is_better else -1)
-                ax.axhline(scale * aim, color=GREY, lw=0.8, ls="--", label="full less the margin")
+                ax.axhline(
+                    scale * aim,
+                    color=GREY,
+                    lw=0.8,
+                    ls="--",
+                    label=f"{world.baseline} less the margin",
+                )
             if arms:
                 _arm(ax, _line(findings, arms[i]), scale)
                 ax.set_title(arms[i] + (" (headline)" if arms[i] == world.headline else ""))
@@ -56,7 +61,7 @@ def curves(findings: Findings) -> Figure:
             labels,
             loc="outside upper center",
             ncols=3,
-            title="95 % of paired differences: bars from full at that budget, band from full at 1",
+            title=f"95 % of differences from {world.baseline}: bars at that budget, band at 1",
             title_fontsize=8,
         )
         return figure
@@ -67,11 +72,11 @@ def _line(findings: Findings, arm: str) -> list[Cell]:
     return sorted(found, key=lambda cell: cell.units)
 
 
-def _baseline(ax: Axes, line: Sequence[Cell], scale: float) -> None:
+def _baseline(ax: Axes, line: Sequence[Cell], name: str, scale: float) -> None:
     units = [cell.units for cell in line]
     values = np.array([scale * cell.quality.value for cell in line])
     below, above = _reach(line, [cell.against_full for cell in line], scale)
-    ax.plot(units, values, ".-", color=GREY, lw=1.2, label="full, shortened")
+    ax.plot(units, values, ".-", color=GREY, lw=1.2, label=f"{name}, shortened")
     ax.fill_between(units, values - below, values + above, color=GREY, alpha=0.18, lw=0)
 
 
@@ -108,7 +113,7 @@ def savings(all_findings: Sequence[Findings]) -> Figure:
         (findings.world.name, arm)
         for findings in all_findings
         for arm in _by_saving(findings)
-        if arm != BASELINE
+        if arm != findings.world.baseline
     ]
     by_name = {findings.world.name: findings for findings in all_findings}
     with matplotlib.rc_context(STYLE):

@@ -23,7 +23,7 @@ import yaml
 
 BASELINE = "full"
 """The arm that trains on everything. At a budget below 1 it is the shortened one, its schedule
-compressed; at budget 1 it is what all are held against."""
+compressed; at budget 1 it is what all are held against, unless a world names another baseline."""
 
 
 class ProtocolError(ValueError):
@@ -35,7 +35,8 @@ class World:
     """The part of the protocol that is about one world.
 
     Args:
-        name: as `worlds.world` knows it.
+        name: as `worlds.world` knows it; after a ``-`` may stand what is asked of it besides, so
+            that a world can have several parts (`digits_grown-prior`).
         arms: what is compared with the baseline, which is always run and not listed.
         budgets: shares of full's cost, in (0, 1], at which every arm is run.
         baseline_budgets: those of the baseline; 1 and all of ``budgets`` are among them.
@@ -51,6 +52,7 @@ class World:
         headline: the arm whose figures are quoted, chosen before the claim; without one they are of
             the best arm, which is said to be chosen afterwards.
         results: name of the results file; the world's own if not given.
+        baseline: the arm that all are held against, shortened and at budget 1.
     """
 
     name: str
@@ -69,15 +71,16 @@ class World:
     size: int | None = None
     headline: str = ""
     results: str = ""
+    baseline: str = BASELINE
 
     @property
     def all_arms(self) -> tuple[str, ...]:
         """The baseline and the arms."""
-        return (BASELINE, *self.arms)
+        return (self.baseline, *self.arms)
 
     def budgets_of(self, arm: str) -> tuple[float, ...]:
         """The budgets at which an arm is run."""
-        return self.baseline_budgets if arm == BASELINE else self.budgets
+        return self.baseline_budgets if arm == self.baseline else self.budgets
 
     def seeds_of(self, stage: str) -> tuple[int, ...]:
         """The seeds of a stage: tune, pilot or claim."""
@@ -199,15 +202,15 @@ def _check(world: World, where: str) -> None:
             raise ProtocolError(f"{where}.{key}: at least one is needed")
         if len(set(values)) < len(values):
             raise ProtocolError(f"{where}.{key}: one is given twice: {list(values)}")
-    if BASELINE in world.arms:
-        raise ProtocolError(f"{where}.arms: {BASELINE!r} is always run, leave it out")
+    if world.baseline in world.arms:
+        raise ProtocolError(f"{where}.arms: {world.baseline!r} is always run, leave it out")
     for key in ("budgets", "baseline_budgets"):
         if wrong := [b for b in getattr(world, key) if not 0 < b <= 1]:
             raise ProtocolError(f"{where}.{key}: shares in (0, 1] are expected, not {wrong}")
     if missing := {*world.budgets, 1.0} - set(world.baseline_budgets):
         raise ProtocolError(
             f"{where}.baseline_budgets: {sorted(missing)} missing: every arm is compared with "
-            f"{BASELINE} at the arm's own budget, and at 1"
+            f"{world.baseline} at the arm's own budget, and at 1"
         )
     if min(world.lrs) <= 0 or world.margin <= 0:
         raise ProtocolError(f"{where}: lrs and margin are above 0")

@@ -52,7 +52,7 @@ def write(
     before, after = _around(page)
     (docs / "proof").mkdir(parents=True, exist_ok=True)
     parts = [_how_to_read(stage)]
-    if any(set(findings.saved) - {BASELINE} for findings in shown):
+    if any(set(findings.saved) - {findings.world.baseline} for findings in shown):
         figures.savings(shown).savefig(docs / "proof" / "savings.png", dpi=150)
         parts.append("![Budget saved at full's quality](proof/savings.png)")
     for findings in shown:
@@ -103,6 +103,11 @@ def world_section(findings: Findings) -> str:
         f"{max(seeds)}); {findings.num_runs} of {findings.num_planned} runs. Protocol "
         f"{world.hash}, code {commits}."
     )
+    if world.baseline != BASELINE:
+        head += (
+            f"\n\n*Full* stands for **{world.baseline}** here: all is held against that arm, "
+            "shortened and at budget 1."
+        )
     parts = [head, f"![Quality against budget: {name}](proof/{name}.png)"]
     parts += [_saved_table(findings), _budget_table(findings), _rates_table(findings)]
     parts.append(_failures(findings))
@@ -124,7 +129,9 @@ def _saved_table(findings: Findings) -> str:
     ]
     for arm in order:
         saved = findings.saved[arm]
-        short = "" if arm == BASELINE else _percent(saved.against_short, saved.at_floor)
+        short = (
+            "" if arm == findings.world.baseline else _percent(saved.against_short, saved.at_floor)
+        )
         if short and saved.baseline_at_floor:
             short += " (full is there at its smallest budget: perhaps less)"
         lines.append(
@@ -144,7 +151,7 @@ def _budget_table(findings: Findings) -> str:
         f" against full at 1 | not worse (p) |{also} spent | CPU s | runs |",
         "|---|---|---|---|---|---|---|" + "---|" * len(world.also) + "---|---|---|",
     ]
-    order = sorted(findings.cells.values(), key=lambda c: (c.budget, c.arm != BASELINE))
+    order = sorted(findings.cells.values(), key=lambda c: (c.budget, c.arm != world.baseline))
     for cell in order:
         also = "".join(
             f" {cell.also[name]:.4g} |" if name in cell.also else " - |" for name in world.also
@@ -210,24 +217,30 @@ def readme_table(all_findings: Sequence[Findings]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for findings in all_findings:
-        saved = {arm: it for arm, it in findings.saved.items() if arm != BASELINE}
-        full = findings.cells.get((BASELINE, 1.0))
+        world = findings.world
+        saved = {arm: it for arm, it in findings.saved.items() if arm != world.baseline}
+        full = findings.cells.get((world.baseline, 1.0))
         if not saved or full is None:
             continue
-        world = findings.world
         best = max(saved, key=lambda arm: saved[arm].against_full.value)
         arm = world.headline if world.headline in saved else best
         note = "" if arm == world.headline else f" (best of {len(saved)}, chosen afterwards)"
         it = saved[arm]
         # Seeds of which the arm has all runs are seeds of which full has: it is there too.
-        by_full = findings.saved[BASELINE].against_full
+        by_full = findings.saved[world.baseline].against_full
         lines.append(
-            f"| {world.name} | {arm}{note} | {_quality(world, full.quality)} "
+            f"| {_data(world)} | {arm}{note} | {_quality(world, full.quality)} "
             f"| {_needed(it.needed, it.at_floor)} | {_percent(it.against_full, it.at_floor)} "
             f"| {_percent(by_full, it.baseline_at_floor)} "
             f"| {_percent(it.against_short, it.at_floor)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _data(world: World) -> str:
+    """A world's name, and what stands for full in it."""
+    known, _, _ = world.name.partition("-")
+    return known if world.baseline == BASELINE else f"{known}, full being {world.baseline}"
 
 
 def _arm(arm: str, findings: Findings) -> str:

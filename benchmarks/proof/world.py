@@ -39,9 +39,6 @@ class World:
         num_classes: K; 0 where there are no classes.
         probe: state -> further metrics of a trained state (``val_...`` and ``test_...``); None
             where the task's own are enough.
-        backward_cost: of an example, in forwards: 2, or 1 where most weights are frozen and get no
-            gradient.
-        tokens: budgets count tokens, examples being of different lengths.
         recipe: how a step is made, the same for every arm: ``clip``, ``weight_decay``, ``warmup``.
         backward_cost: of an example's backward, in forwards: 2, but where most weights are frozen.
         tokens: costs and budgets count tokens, not examples, which are of different lengths.
@@ -62,8 +59,6 @@ class World:
     labels: Tensor | None = None
     num_classes: int = 0
     probe: Callable[[TensorDict], dict[str, float]] | None = None
-    backward_cost: float = 2.0
-    tokens: bool = False
     recipe: Mapping[str, float] = field(default_factory=dict)
     backward_cost: float = 2.0
     tokens: bool = False

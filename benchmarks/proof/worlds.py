@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 
 from .world import World
+from .worlds_grown import NAMES as GROWN
+from .worlds_grown import grown_world
 from .worlds_images import NAMES as IMAGES
 from .worlds_images import image_world
 from .worlds_language import NAME as LANGUAGE
@@ -16,7 +18,7 @@ from .worlds_language import language_world
 from .worlds_pretrain import NAME as PRETRAIN
 from .worlds_pretrain import pretrain_world
 
-NAMES = (*IMAGES, PRETRAIN, LANGUAGE)
+NAMES = (*IMAGES, *GROWN, PRETRAIN, LANGUAGE)
 
 
 def world(name: str, seed: int, *, size: int | None = None) -> World:
@@ -41,4 +43,6 @@ def world(name: str, seed: int, *, size: int | None = None) -> World:
         return pretrain_world(seed, size=size)
     if name == LANGUAGE:
         return language_world(seed, size=size)
+    if name in GROWN:
+        return grown_world(name, seed, size=size)
     return image_world(name, seed, size=size)

@@ -115,7 +115,7 @@ SCENES = Images(
     jitter={"degrees": 4.0, "shift": 1.5, "noise": 0.02, "brightness": 0.1},
     mean=(0.485, 0.456, 0.406),
     deviation=(0.229, 0.224, 0.225),
-    model={"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4},
+    model={"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4},
     augment=Augment(flip=0.5),
     epochs=16,
     tail_epochs=8,
@@ -161,10 +161,10 @@ def image_world(name: str, seed: int, *, size: int | None = None) -> World:
     return World(
         name=name,
         seed=seed,
-        source=_source(kind, images, shown),
-        val=_source(kind, pool[held[0]].float() / 255, labels[held[0]]),
-        test=_source(kind, pool[held[1]].float() / 255, labels[held[1]]),
-        make_task=_tasks(kind, None if form == "tail" else kind.augment, seed),
+        source=source_of(kind, images, shown),
+        val=source_of(kind, pool[held[0]].float() / 255, labels[held[0]]),
+        test=source_of(kind, pool[held[1]].float() / 255, labels[held[1]]),
+        make_task=tasks_of(kind, None if form == "tail" else kind.augment, seed),
         epochs=kind.tail_epochs if form == "tail" else kind.epochs,
         batch_size=kind.batch_size,
         labels=shown,
@@ -186,12 +186,13 @@ def _tail(
     return repeated(originals, [kind.copies * count for count in counts])
 
 
-def _source(kind: Images, images: Tensor, labels: Tensor) -> TensorSource:
+def source_of(kind: Images, images: Tensor, labels: Tensor) -> TensorSource:
+    """Images ``[N, C, S, S]`` in [0, 1], standardised, with their labels."""
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (kind.mean, kind.deviation))
     return TensorSource({"image": (images - mean) / deviation, "label": labels})
 
 
-def _tasks(kind: Images, augment: Augment | None, seed: int) -> Any:
+def tasks_of(kind: Images, augment: Augment | None, seed: int) -> Any:
     """Options -> the task, its model made anew, with the same weights each time."""
     key = fold(seed, "proof", "model")
     args = dict(kind.model)
