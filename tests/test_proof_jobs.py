@@ -123,6 +123,13 @@ def test_defaults_hold_unless_a_world_says_otherwise_and_change_its_hash(tmp_pat
     assert before.lrs == (1e-3, 3e-3)
 
 
+def test_a_list_among_the_arms_stands_for_its_items(tmp_path):
+    nested = PROTOCOL.replace(
+        "[random, good, harmful, thirsty]", "[[random, good], harmful, thirsty]"
+    )
+    assert world(tmp_path, nested).arms == world(tmp_path, PROTOCOL).arms
+
+
 def test_the_protocol_that_is_committed_can_be_read():
     assert load(ROOT / "benchmarks/proof/protocol.yaml").worlds
 

@@ -37,7 +37,8 @@ class World:
     Args:
         name: as `worlds.world` knows it; after a ``-`` may stand what is asked of it besides, so
             that a world can have several parts (`digits_grown-prior`).
-        arms: what is compared with the baseline, which is always run and not listed.
+        arms: what is compared with the baseline, which is always run and not listed; a list among
+            them stands for its items.
         budgets: shares of full's cost, in (0, 1], at which every arm is run.
         baseline_budgets: those of the baseline; 1 and all of ``budgets`` are among them.
         lrs: learning rates tried for every arm at every budget; with one, nothing is tuned.
@@ -176,7 +177,7 @@ def _world(name: str, given: dict[Any, Any]) -> World:
 def _value(key: str, value: Any, where: str) -> Any:
     """A field's value in its type; YAML takes 1e-3 for a text."""
     if key in ("arms", "also"):
-        return tuple(_text(item, where) for item in _list(value, where))
+        return tuple(_text(item, where) for item in _flat(_list(value, where)))
     if key in ("budgets", "baseline_budgets", "lrs"):
         return tuple(_number(item, where) for item in _list(value, where))
     if key.endswith("_seeds"):
@@ -240,6 +241,11 @@ def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise ProtocolError(f"{where}: a list is expected, not {value!r}")
     return value
+
+
+def _flat(items: list[Any]) -> list[Any]:
+    """A list with the items of lists in it: YAML can name a list, but not add to one."""
+    return [one for item in items for one in (item if isinstance(item, list) else [item])]
 
 
 def _text(value: Any, where: str) -> str:

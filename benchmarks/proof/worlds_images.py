@@ -12,8 +12,8 @@ by each seed out of one pool, rendered once.
   that their accuracy is the mean over classes (macro accuracy). Digits: a class has 350 originals,
   and those that need more are filled up with slightly turned and moved copies; without copies the
   largest class could have 350 and the rarest 7, too few for a transformer from scratch to learn
-  from. Scenes: every scene is there several times, a little jittered, so that the data are
-  redundant as well.
+  from. Scenes: every scene is there ten times, a little jittered, so that the data are redundant as
+  well.
 
 No encoder that was trained on photographs is among the worlds: none of the packages used carries
 such weights.
@@ -101,7 +101,7 @@ DIGITS = Images(
     deviation=(0.3081,),
     model={"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 2, "num_heads": 4},
     augment=Augment(shift=1),
-    epochs=32,
+    epochs=16,
     tail_epochs=16,
     batch_size=64,
 )
@@ -110,8 +110,8 @@ SCENES = Images(
     train=400,
     val=50,
     test=200,
-    largest=500,
-    copies=5,
+    largest=250,
+    copies=10,
     jitter={"degrees": 4.0, "shift": 1.5, "noise": 0.02, "brightness": 0.1},
     mean=(0.485, 0.456, 0.406),
     deviation=(0.229, 0.224, 0.225),
