@@ -27,7 +27,14 @@ from attent.pipeline.published import averaged, inverse, known_scores, percentil
 from attent.pipeline.quantile import above_quantile
 from attent.pipeline.rank import aged, rank, reducible
 from attent.pipeline.reader import StreamEnded
-from attent.pipeline.recipes import attent_complex, attent_paced, attent_simple, full, tick
+from attent.pipeline.recipes import (
+    attent_adaptive,
+    attent_complex,
+    attent_paced,
+    attent_simple,
+    full,
+    tick,
+)
 from attent.pipeline.refined import balanced, blended, easy, trimmed, within
 from attent.pipeline.rescaled import concentrated, importance, infobatch
 from attent.pipeline.reschedule import plan_of, reschedule
@@ -92,6 +99,7 @@ __all__ = [
     "aged",
     "allocate",
     "assert_stage_laws",
+    "attent_adaptive",
     "attent_complex",
     "attent_online",
     "attent_paced",

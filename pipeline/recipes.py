@@ -11,6 +11,8 @@ from attent.pipeline import rules, schedules
 from attent.pipeline.combinators import sequence, when
 from attent.pipeline.plan import TRAIN_COST, Plan, in_tokens
 from attent.pipeline.plans import complex_plan, full_plan, paced_plan, simple_plan
+from attent.pipeline.refined import blended
+from attent.pipeline.rescaled import concentrated
 from attent.pipeline.reschedule import reschedule
 from attent.pipeline.rules import Rule
 from attent.pipeline.schedules import Schedule
@@ -198,6 +200,66 @@ def attent_paced(
         _counted(plan, source, epochs, accounting),
         train=train,
         select=chosen if rank is None else sequence("rank and select", rank, chosen),
+        evaluate=evaluate,
+        eval_every=eval_every,
+    )
+
+
+def attent_adaptive(
+    source: Source,
+    *,
+    train: Stage,
+    epochs: float,
+    first: int = 1,
+    last: float = 0.05,
+    explore: float = 0.3,
+    smallest: float = 0.15,
+    largest: float = 0.9,
+    signal: str = "relative_loss",
+    accounting: Budget = "examples",
+    evaluate: Stage | None = None,
+    eval_every: float = 1.0,
+) -> Stage:
+    """`attent_paced` at a ratio that the scores decide: the examples that teach most, and others.
+
+    Before every pass, as many are selected as the losses are spread over (`concentrated`): nearly
+    all while everything is still to be learned, few when a few examples have most of the loss. Of
+    them ``1 - explore`` are those with the highest losses, relative to the running loss when they
+    were seen; the others are drawn from the rest, so that their losses are renewed.
+
+    **When it pays.** Where most of the data teach nothing any more and a few do: training that goes
+    on from a model that knows most of it, rare classes, near copies. docs/proof.md has figures.
+
+    **When it fails.** From scratch on balanced data it did not reach plain training's quality with
+    less; wrong labels have the highest losses.
+
+    Args:
+        source: the training examples.
+        train: a train stage that observes the signal.
+        epochs: the budget is ``epochs * N`` examples, or all their tokens so many times.
+        first: full epochs before the first selection, at least 1.
+        last: share of the budget at whose end everything is trained on.
+        explore: share of the selected that is drawn from the rest, in (0, 1).
+        smallest: the least ratio, in (0, 1].
+        largest: the greatest, in [smallest, 1].
+        signal: by which is selected, observed.
+        accounting: ``examples`` (``passes`` is the same here) or ``tokens``.
+        evaluate: an evaluation stage.
+        eval_every: in multiples of all examples (or their tokens).
+
+    Raises:
+        PlanError: nothing of the budget is left to select in.
+        ValueError: nobody writes the scores; none are observed before the first selection.
+    """
+    return attent_paced(
+        source,
+        train=train,
+        epochs=epochs,
+        first=first,
+        last=last,
+        rule=concentrated(blended(rules.hard(), explore), smallest, largest),
+        signal=signal,
+        accounting=accounting,
         evaluate=evaluate,
         eval_every=eval_every,
     )

@@ -13,6 +13,7 @@ from attent.pipeline import (
     Source,
     Stage,
     Task,
+    attent_adaptive,
     attent_complex,
     attent_paced,
     attent_simple,
@@ -29,6 +30,7 @@ from attent.pipeline import (
     soft,
 )
 from attent.pipeline.schedules import Schedule
+from attent.tasks.selection import PACED
 
 
 def rule_of(config: Any) -> Rule:
@@ -40,32 +42,32 @@ def rule_of(config: Any) -> Rule:
 
 def signal_of_options(config: Any) -> Signal:
     """What is measured of each example."""
-    return per_example(config.signal, getattr(config, "score_length", "mean"))
+    return per_example(config.selected_by, getattr(config, "score_length", "mean"))
 
 
 def payable(config: Any, num_examples: int) -> tuple[Any, tuple[str, ...]]:
     """The options that are carried out, and what is to be said of it.
 
-    Where `attent_paced` has no room to select, that is plain training. Of the published methods it
-    is an error.
+    Where `attent_paced` or `attent_adaptive` has no room to select, that is plain training. Of the
+    published methods it is an error.
 
     Args:
         config: with the options of selection and training.
         num_examples: N.
     """
-    if config.method != "attent_paced":
+    if config.method not in PACED:
         return config, ()
     try:
         paced_plan(
             num_examples,
             config.epochs * config.budget_share,
-            ratio=_ratios(config),
+            ratio=_ratios(config) if config.method == "attent_paced" else None,
             first=config.first_epochs,
-            last=config.last_share,
+            last=config.end_share,
         )
     except PlanError as error:
         return dataclasses.replace(config, method="full"), (
-            f"this is plain training, attent_paced would select nothing: {error}",
+            f"this is plain training, {config.method} would select nothing: {error}",
         )
     return config, ()
 
@@ -106,13 +108,15 @@ def recipe_of(
     }
     if config.method == "full":
         return full(source, **shared)
+    if config.method == "attent_adaptive":
+        return attent_adaptive(source, first=config.first_epochs, last=config.end_share, **shared)
     shared["rule"] = rule_of(config)
     if config.method == "attent_paced":
         return attent_paced(
             source,
             ratio=_ratios(config),
             first=config.first_epochs,
-            last=config.last_share,
+            last=config.end_share,
             signal=signal_of_options(config).name,
             **shared,
         )

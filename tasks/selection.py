@@ -10,7 +10,10 @@ from attent.pipeline.observed import ObservedSignal
 from attent.pipeline.signals import OBSERVED_ONLY
 from attent.tasks.checks import ConfigError, need
 
-Method = Literal["attent_complex", "attent_simple", "attent_paced", "full"]
+Method = Literal["attent_complex", "attent_simple", "attent_paced", "attent_adaptive", "full"]
+PACED = ("attent_paced", "attent_adaptive")
+"""Those that select before every pass by what training has observed."""
+
 SignalName = Literal[
     "loss",
     "relative_loss",
@@ -31,14 +34,18 @@ class SelectionConfig:
         method: attent_complex (cycles of score, select, train), attent_simple (one full epoch
             whose losses are observed, then the highest of them), attent_paced (one full epoch, then
             selected anew before every pass by what training has observed, at a ratio that goes with
-            the budget, and the end on everything) or full (plain training).
+            the budget, and the end on everything), attent_adaptive (as attent_paced, of as many
+            examples as have most of the loss, some of them drawn from the rest) or full (plain
+            training).
         selection_strategy: hard (highest scores), soft (random, likelier the higher) or random.
         initial_ratio: share of the examples selected first, in (0, 1].
         final_ratio: share selected last, in (0, 1].
         ratio_schedule: how the ratio goes from initial to final, over the cycles of attent_complex,
             over the budget of attent_paced.
-        first_epochs: full epochs before the first selection, of attent_complex and attent_paced.
-        last_share: share of the budget at whose end attent_paced trains on everything, in [0, 1).
+        first_epochs: full epochs before the first selection, of attent_complex, attent_paced and
+            attent_adaptive.
+        last_share: share of the budget at whose end attent_paced and attent_adaptive train on
+            everything, in [0, 1); null for the method's own: 0.125, of attent_adaptive 0.05.
         initial_interval: passes over the subset in the first cycle, at least 1.
         max_interval: passes over the subset in the last cycle (interval_schedule incremental).
         interval_schedule: fixed, or incremental up to max_interval.
@@ -72,7 +79,7 @@ class SelectionConfig:
     final_ratio: float = 0.8
     ratio_schedule: Literal["cosine", "incremental"] = "cosine"
     first_epochs: int = 1
-    last_share: float = 0.125
+    last_share: float | None = None
     initial_interval: int = 5
     max_interval: int = 10
     interval_schedule: Literal["fixed", "incremental"] = "fixed"
@@ -91,6 +98,8 @@ class SelectionConfig:
     @property
     def asks_scores(self) -> bool:
         """Whether examples are selected by scores."""
+        if self.method == "attent_adaptive":
+            return True
         return self.method != "full" and self.selection_strategy != "random"
 
     @property
@@ -104,7 +113,20 @@ class SelectionConfig:
         """What the training steps are to record; None for nothing."""
         if not self.asks_scores or self.scored_afresh:
             return None
-        return self.signal if self.signal in OBSERVABLE else "loss"  # type: ignore[return-value]
+        signal = self.selected_by
+        return signal if signal in OBSERVABLE else "loss"  # type: ignore[return-value]
+
+    @property
+    def selected_by(self) -> SignalName:
+        """The signal that examples are selected by."""
+        return "relative_loss" if self.method == "attent_adaptive" else self.signal
+
+    @property
+    def end_share(self) -> float:
+        """Share of the budget at whose end everything is trained on."""
+        if self.last_share is not None:
+            return self.last_share
+        return 0.05 if self.method == "attent_adaptive" else 0.125
 
 
 def check_selection(config: Any) -> None:
@@ -123,7 +145,7 @@ def check_selection(config: Any) -> None:
     for name in at_least_one:
         need(config, name, lambda v: v >= 1, "at least 1")
     need(config, "first_epochs", lambda v: v >= 0, "at least 0")
-    need(config, "last_share", lambda v: 0 <= v < 1, "in [0, 1)")
+    need(config, "last_share", lambda v: v is None or 0 <= v < 1, "in [0, 1)")
     need(config, "gumbel_temperature", lambda v: 0 < v < float("inf"), "above 0")
     if config.interval_schedule == "incremental" and config.max_interval < config.initial_interval:
         raise ConfigError(
@@ -138,7 +160,7 @@ def check_selection(config: Any) -> None:
 
 def _check_scores(config: Any) -> None:
     """Refuse signals that cannot be had in the way that is asked for."""
-    if config.observed and config.signal not in OBSERVABLE:
+    if config.observed and config.selected_by not in OBSERVABLE:
         if config.method == "attent_paced":
             raise ConfigError(
                 f"attent_paced selects by what training observes: {', '.join(OBSERVABLE)}; signal "
@@ -153,10 +175,10 @@ def _check_scores(config: Any) -> None:
             f"signal {config.signal} is observed in training, but scores is fresh here: give "
             "scores: observed"
         )
-    if config.method == "attent_paced" and config.scored_afresh:
-        raise ConfigError("attent_paced selects by what training observes, but scores is fresh")
-    if config.method == "attent_paced" and config.first_epochs < 1:
-        raise ConfigError("attent_paced observes scores in its first_epochs: at least 1, got 0")
+    if config.method in PACED and config.scored_afresh:
+        raise ConfigError(f"{config.method} selects by what training observes, but scores is fresh")
+    if config.method in PACED and config.first_epochs < 1:
+        raise ConfigError(f"{config.method} observes scores in its first_epochs: at least 1, got 0")
     if config.reselect and config.method == "attent_simple" and config.scored_afresh:
         raise ConfigError("reselect goes by what training observes, but scores is fresh")
 
@@ -172,20 +194,24 @@ def idle_selection(config: Any) -> dict[str, str]:
         if config.budget == "passes":
             idle["budget"] = others
     if method not in ("attent_complex", "attent_paced"):
-        names = ("initial_ratio", "final_ratio", "ratio_schedule", "first_epochs")
+        names = ("initial_ratio", "final_ratio", "ratio_schedule")
         idle |= dict.fromkeys(names, others)
-    if method != "attent_paced":
+    if method not in ("attent_complex", *PACED):
+        idle["first_epochs"] = others
+    if method not in PACED:
         idle["last_share"] = others
     if method != "attent_simple":
         idle |= dict.fromkeys(("attent_ratio", "reselect"), others)
     if method == "full":
         idle |= dict.fromkeys(("selection_strategy", "signal", "scores"), others)
+    if method == "attent_adaptive":
+        idle |= dict.fromkeys(("selection_strategy", "signal"), others)
     if config.interval_schedule == "fixed":
         idle.setdefault("max_interval", "interval_schedule is fixed")
-    if config.selection_strategy != "soft" or method == "full":
+    if config.selection_strategy != "soft" or method in ("full", "attent_adaptive"):
         why = f"selection_strategy is {config.selection_strategy}"
         idle |= {"gumbel_temperature": why, "soft_normalization": why}
-    if method != "full" and config.selection_strategy == "random":
+    if method not in ("full", "attent_adaptive") and config.selection_strategy == "random":
         why = "selection_strategy random asks no scores"
         idle |= dict.fromkeys(("signal", "scores", "reselect"), why)
     if config.signal != "vmap_grad_norm" or not config.scored_afresh:

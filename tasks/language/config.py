@@ -16,6 +16,7 @@ from attent.tasks.config import (
     need,
 )
 from attent.tasks.data.instructions import PROMPT
+from attent.tasks.selection import PACED
 from attent.tasks.text.config import AdapterConfig, RowsConfig, check_text, idle_text, names
 
 FRESH = "llama:"
@@ -112,12 +113,12 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
         if self.fields is not None and len(self.fields) != 2:
             raise ConfigError(f"dataset_field names a query and a response, not {self.fields}")
         if self.score_length != "mean" and self.observed:
-            how = "scores: fresh" if self.method != "attent_paced" else "another method"
+            how = "scores: fresh" if self.method not in PACED else "another method"
             raise ConfigError(
                 f"score_length: {self.score_length} is of scores that are measured apart: give "
                 f"{how}"
             )
-        if self.packing and self.asks_scores and self.signal not in PACKED_SIGNALS:
+        if self.packing and self.asks_scores and self.selected_by not in PACKED_SIGNALS:
             raise ConfigError(
                 f"packing: in packed rows there is no gradient of one example, which {self.signal} "
                 f"is made of; take signal {' or '.join(PACKED_SIGNALS)}, or leave packing false"

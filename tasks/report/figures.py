@@ -262,7 +262,7 @@ def _label(selection: Selection, among: Sequence[Selection]) -> str:
 
 def _signal(run: History) -> str:
     observed = run.config.observed
-    return run.config.signal if observed is None else f"{observed} (observed)"
+    return run.config.selected_by if observed is None else f"{observed} (observed)"
 
 
 def _cycle(count: int) -> list[str]:

@@ -245,7 +245,7 @@ def _row(
             best = max if measure.larger_is_better else min
             held_out.append(measure.text(best(values)) if values.size else "-")
     method = run.config.method
-    if method != "full":
+    if method not in ("full", "attent_adaptive"):
         method += f", {run.config.selection_strategy}"
     return [
         run.name,

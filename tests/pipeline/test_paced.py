@@ -10,7 +10,10 @@ from attent.pipeline import (
     Observer,
     Selections,
     aged,
+    attent_adaptive,
     attent_paced,
+    blended,
+    concentrated,
     constant,
     fit,
     hard,
@@ -85,3 +88,20 @@ def test_what_cannot_be():
         ran(first=0)
     with pytest.raises(ValueError, match="'rank by aged' does not write scores/loss"):
         ran(rank=aged(20, bonus=1.0))
+
+
+def test_the_adaptive_recipe_is_the_paced_one_with_a_ratio_that_the_losses_decide():
+    task, source = TinyTask(), tiny_source()
+    trainer = tiny_train(task, source, steps=2, observe="relative_loss")
+    seen = Selected()
+    tick = attent_adaptive(source, train=trainer, epochs=6)
+    fit(tick, initial_state(task, source, seed=3), observers=[seen])
+    rule = concentrated(blended(hard(), 0.3), 0.15, 0.9)
+    _, same = ran(rule, epochs=6, observe="relative_loss", signal="relative_loss", last=0.05)
+    assert len(seen.passes) == len(same.passes) > 4
+    for (_, mask), (_, expected) in zip(seen.passes.values(), same.passes.values(), strict=True):
+        assert torch.equal(mask, expected)
+    sizes = {int(mask.sum()) for _, mask in seen.passes.values()}
+    assert len(sizes) > 2  # the losses decide, not the schedule
+    with pytest.raises(ValueError, match="relative_loss"):
+        attent_adaptive(source, train=tiny_train(task, source, observe=True), epochs=6)

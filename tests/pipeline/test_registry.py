@@ -132,6 +132,10 @@ STAGES = {
     "attent_paced": lambda: _recipe(
         lambda t, s, trainer, measure: ap.attent_paced(s, train=trainer, epochs=3), observe=True
     ),
+    "attent_adaptive": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.attent_adaptive(s, train=trainer, epochs=3),
+        observe="relative_loss",
+    ),
     "attent_paced ranked": lambda: _recipe(
         lambda t, s, trainer, measure: ap.attent_paced(
             s, train=trainer, epochs=3, signal="aged", rank=ap.aged(len(s), bonus=1.0)

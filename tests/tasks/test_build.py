@@ -9,6 +9,7 @@ from PIL import Image
 
 from attent.pipeline import SIGNALS, ExampleError, PlanError, assert_stage_laws, run
 from attent.pipeline.keys import differences, find, number
+from attent.pipeline.validate import walk
 from attent.tasks.build import device_of, optimizer_of
 from attent.tasks.classification.build import build_classify
 from attent.tasks.classification.config import ClassifyConfig
@@ -162,6 +163,21 @@ def test_the_paced_method(npz):
     assert built.notes == ()
 
 
+def test_the_adaptive_method_has_a_signal_an_end_and_a_ratio_of_its_own(npz):
+    built = build_classify(config_of(npz(), epochs=8, method="attent_adaptive"))
+    last = built.plan.phases[-1]
+    assert built.plan.phases[1].until == 0.95
+    assert last.ratio == 1.0
+    assert built.signal == "relative_loss"
+    (rule,) = [stage.note for _, stage in walk(built.tick) if stage.name == "select"]
+    assert rule == "hard, 0.3 at random at 0.15 to 0.9 by concentration"
+    other = build_classify(config_of(npz(), epochs=8, method="attent_adaptive", last_share=0.5))
+    assert other.plan.phases[1].until == 0.5
+    assert build_classify(config_of(npz(), epochs=8, method="attent_paced")).plan.phases[
+        1
+    ].until == pytest.approx(0.875)
+
+
 def test_a_warm_up_is_of_what_is_trained(npz):
     """Two epochs of warm-up are two epochs, of a share of the budget too."""
     given = config_of(npz(), epochs=10, warmup_epochs=2.0, budget_share=0.5, lr=1.0)
@@ -172,7 +188,7 @@ def test_a_warm_up_is_of_what_is_trained(npz):
 
 
 def test_a_share_of_the_budget(npz):
-    for method in ("full", "attent_simple", "attent_paced"):
+    for method in ("full", "attent_simple", "attent_paced", "attent_adaptive"):
         built = build_classify(config_of(npz(), epochs=8, method=method, budget_share=0.5))
         assert built.plan.budget == 4 * len(built.source)
 

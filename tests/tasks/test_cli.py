@@ -187,7 +187,8 @@ WRONG = {
     "--initial_ratio 1.5": "initial_ratio must be in (0, 1], got 1.5",
     "--initial_interval 0": "initial_interval must be at least 1, got 0",
     "--lr fast": "lr: Expected a float or null. Got value: fast",
-    "--method attent": "'attent_complex', 'attent_simple', 'attent_paced', 'full'",
+    "--method attent": "'attent_complex', 'attent_simple', 'attent_paced', 'attent_adaptive', "
+    "'full'",
     "--batch_size 1438": "batch_size 1438 is above the 1437 training examples",
     "--data nowhere": "data: there is no nowhere",
     "--model vit_digit": "no model 'vit_digit' here or in timm; did you mean vit_digits",
