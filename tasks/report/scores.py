@@ -1,0 +1,206 @@
+"""A page of scored examples: the hardest, the easiest, and labels that are likely wrong.
+
+Shapes: N examples, n of them shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from tensordict import TensorDict
+from torch import Tensor
+
+from attent.pipeline.checkpoint import write_atomically
+from attent.tasks.report import figures
+from attent.tasks.report.page import _STYLE
+from attent.tasks.scoring import Scored
+
+Thumbnails = Callable[[TensorDict], Sequence[tuple[Tensor, str]]]
+Text = Callable[[Any, int], str]
+
+SHOWN = 48
+"""Examples in each part."""
+
+SIDE = 160
+"""Longer side of a picture in pixels, at most."""
+
+CHARACTERS = 600
+"""Of a text, at most."""
+
+_CARDS = """
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem; }
+.cards.texts { grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
+figure { margin: 0; padding: .5rem; border: 1px solid #ddd; border-radius: 4px; min-width: 0; }
+figure img { width: 100%; aspect-ratio: 1; object-fit: contain; margin: 0 0 .4rem;
+             background: #f5f5f5; image-rendering: auto; }
+figure img.small { image-rendering: pixelated; }
+figure pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .4rem; font-size: .8rem; }
+figcaption { font-size: .78rem; line-height: 1.35; overflow-wrap: anywhere;
+             font-variant-numeric: tabular-nums; }
+figcaption .name { color: #777; display: block; }
+figcaption b.wrong { color: #b8324e; }
+"""
+
+
+def write_scores_page(
+    path: Path, scored: Scored, *, thumbnails: Thumbnails | None = None, text: Text | None = None
+) -> None:
+    """Write a self-contained page of what was scored.
+
+    Args:
+        path: of the file.
+        scored: what is shown; the first signal says what is hard.
+        thumbnails: a batch of the source -> a small picture ``[C, H, W]`` and a few words for each
+            example; None where examples are no pictures.
+        text: the source and an index -> the example as a text; None where it is none.
+    """
+    first = scored.signals[0]
+    values, readable = scored.columns[first], scored.readable.nonzero()[0]
+    order = readable[values[readable].argsort(kind="stable")]
+    parts = [
+        (f"Hardest: the highest {first}", order[::-1][:SHOWN], ""),
+        (f"Easiest: the lowest {first}", order[:SHOWN], ""),
+    ]
+    if "label_error" in scored.columns:
+        found = scored.likely_errors()
+        parts.insert(0, (f"Likely label errors: {len(found):,}", found[:SHOWN], _ERRORS))
+    title = f"attent: scores of {scored.about.get('data', scored.about['task'])}"
+    sections = [_about(scored), _picture(histograms(scored), "Distribution of each signal")]
+    for heading, index, note in parts:
+        sections.append(f"<h2>{html.escape(heading)}</h2>")
+        sections.append(f'<p class="note">{note}</p>' * bool(note))
+        sections.append(_cards(scored, index.tolist(), thumbnails, text))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}{_CARDS}</style>'
+        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
+    )
+    write_atomically(path, page.encode())
+
+
+_ERRORS = (
+    "Labels that the model's probabilities contradict, the surest first (confident learning, "
+    "Northcutt et al., JAIR 2021): label → what it counts as, and the margin, which is the "
+    "probability of the label less the largest other. Of examples that the model was trained on "
+    "it finds fewer than there are: some it has learned by heart."
+)
+
+
+def histograms(scored: Scored) -> Figure:
+    """How many examples have which score, of each signal."""
+    readable, count = scored.readable, len(scored.signals)
+    with matplotlib.rc_context(figures.STYLE):
+        columns = min(3, count)
+        rows = -(-count // columns)
+        figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for ax in axes.flat[count:]:
+            ax.set_axis_off()
+        for ax, name in zip(axes.flat, scored.signals, strict=False):
+            values = scored.columns[name][readable].astype(np.float64)
+            bins: Any = min(60, max(10, round(len(values) ** 0.5)))
+            # Many times as large as others: by the logarithm, as the report shows scores.
+            low, high = np.quantile(values, [0.01, 1.0]) if len(values) else (0.0, 0.0)
+            if len(values) and values.min() >= 0 and high > 100 * max(low, figures.FLOOR):
+                values = np.maximum(values, figures.FLOOR)
+                bins = np.geomspace(values.min(), values.max(), bins + 1)
+                ax.set_xscale("log")
+            ax.hist(values, bins=bins, color=figures.COLORS[0], alpha=0.8)
+            ax.set(title=name, xlabel=name, ylabel="examples")
+            ax.yaxis.get_major_locator().set_params(integer=True)
+        return figure
+
+
+def _about(scored: Scored) -> str:
+    told = dict(scored.about)
+    told |= told.pop("versions", {})
+    words = [
+        f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in told.items()
+    ]
+    return f'<p class="note">{html.escape(" · ".join(words))}</p>'
+
+
+def _cards(
+    scored: Scored, index: Sequence[int], thumbnails: Thumbnails | None, text: Text | None
+) -> str:
+    """What the examples are, each with what was found of it."""
+    if not index:
+        return '<p class="note">None.</p>'
+    shown = [""] * len(index)
+    words = [""] * len(index)
+    if thumbnails is not None:
+        batch = scored.source.fetch(torch.tensor(index))
+        pairs = thumbnails(batch)
+        shown = [_image(picture) for picture, _ in pairs]
+        words = [said for _, said in pairs]
+    elif text is not None:
+        texts = [textwrap.dedent(text(scored.source, i)).strip() for i in index]
+        shown = [f"<pre>{html.escape(_cut(each))}</pre>" for each in texts]
+    cards = [
+        f"<figure>{picture}<figcaption>{_caption(scored, i, said)}</figcaption></figure>"
+        for i, picture, said in zip(index, shown, words, strict=True)
+    ]
+    kind = "cards" if thumbnails is not None else "cards texts"
+    return f'<div class="{kind}">{"".join(cards)}</div>'
+
+
+def _caption(scored: Scored, i: int, words: str) -> str:
+    columns, lines = scored.columns, []
+    if "label" in columns:
+        label = html.escape(scored.class_name(int(columns["label"][i])))
+        if "predicted" in columns:
+            wrong = columns["predicted"][i] != columns["label"][i]
+            told = html.escape(scored.class_name(int(columns["predicted"][i])))
+            told = f"<b{' class=wrong' * bool(wrong)}>{told}</b>"
+            lines.append(f"{label} → {told} {columns['probability'][i]:.1%}")
+            lines.append(f"margin {columns['margin'][i]:.2f}")
+        else:
+            lines.append(label)
+    elif words:
+        lines.append(html.escape(words))
+    lines += [f"{html.escape(name)} {columns[name][i]:.4g}" for name in scored.signals]
+    locate = getattr(scored.source, "locate", None)
+    name = f"example {i}" if locate is None else _short(locate(i))
+    return "<br>".join(lines) + f'<span class="name">{html.escape(name)}</span>'
+
+
+def _short(name: str, most: int = 60) -> str:
+    """The end of a long path."""
+    return name if len(name) <= most else "…" + name[-most:]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + " …"
+
+
+def _image(picture: Tensor) -> str:
+    """A picture ``[C, H, W]`` scaled by its own range, small enough for a page of many."""
+    pixels, grey = figures._picture(picture.detach().cpu().float())
+    values = (np.clip(1 - pixels if grey else pixels, 0, 1) * 255).round().astype(np.uint8)
+    made = Image.fromarray(values)
+    small = max(made.size) <= SIDE // 2
+    made.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    made.save(buffer, **({"format": "PNG"} if small else {"format": "JPEG", "quality": 88}))
+    kind = "png" if small else "jpeg"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt=""{" class=small" * small} src="data:image/{kind};base64,{data}">'
+
+
+def _picture(figure: Figure, description: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
