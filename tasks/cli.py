@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import os
 import sys
@@ -316,6 +317,27 @@ def _predict(parsed: Namespace) -> int:
     return 0
 
 
+def _score(parsed: Namespace) -> int:
+    from attent.tasks.folder import load_runs
+    from attent.tasks.score_run import ScoreConfig, counting, score_run
+
+    (folder,) = load_runs([parsed.model])
+    names = [field.name for field in dataclasses.fields(ScoreConfig)]
+    try:
+        with counting() as tell:
+            scored, files = score_run(
+                folder, ScoreConfig(**{name: parsed[name] for name in names}), tell
+            )
+    except KeyboardInterrupt:
+        say("stopped: the scores were not complete, and no table was written")
+        return EXIT_INTERRUPTED
+    for line in scored.summary():
+        say(line)
+    for kind, path in zip(("scores", "page"), files, strict=False):
+        say(f"{kind} {path}")
+    return 0
+
+
 _OTHERS: dict[str, Callable[[Namespace], int]] = {
     "resume": _resume,
     "report": _report,
@@ -323,6 +345,7 @@ _OTHERS: dict[str, Callable[[Namespace], int]] = {
     "merge": _merge,
     "evaluate": _evaluate,
     "predict": _predict,
+    "score": _score,
 }
 
 if __name__ == "__main__":

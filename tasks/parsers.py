@@ -126,6 +126,45 @@ def _prediction_parser() -> ArgumentParser:
     return sub
 
 
+def _score_parser() -> ArgumentParser:
+    from attent.pipeline.signals import SIGNALS
+
+    sub = ArgumentParser(
+        exit_on_error=False,
+        description="Score every example of a data set once by a run's model: a table, and a page "
+        "of the hardest, the easiest and, of a classifier, the labels that are likely wrong. Of "
+        "what a model was trained on it finds fewer of those: it has learned some by heart.",
+    )
+    sub.add_argument("model", type=str, help="the run folder")
+    sub.add_argument(
+        "--data", type=str | None, default=None,
+        help="what is scored (also --data_path); by default the run's own",
+    )  # fmt: skip
+    sub.add_argument(
+        "--split", type=Literal["train", "val"], default="train",
+        help="of the data; of rows of text other than the run's, train is all of them",
+    )  # fmt: skip
+    sub.add_argument(
+        "--signals", type=str, nargs="+", default=["loss"], help=f"of {', '.join(SIGNALS)}"
+    )
+    sub.add_argument(
+        "--out", type=str | None, default=None,
+        help="the table, .parquet, .csv or .jsonl; by default scores.parquet in the run's folder",
+    )  # fmt: skip
+    sub.add_argument("--overwrite", action="store_true", help="replace what is there")
+    sub.add_argument(
+        "--page", type=bool, default=True, help="write an .html page beside the table too"
+    )
+    sub.add_argument("--batch_size", type=int | None, default=None, help="examples in one forward")
+    sub.add_argument("--best", action="store_true", help="the best checkpoint, not the last")
+    sub.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument(
+        "--skip_unreadable", action="store_true",
+        help="leave examples that cannot be read without scores; also where the run does",
+    )  # fmt: skip
+    return sub
+
+
 _PARSERS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
     "resume": (_resume_parser, "go on with an interrupted run"),
     "report": (_report_parser, "make a page of pictures from one or more runs"),
@@ -133,6 +172,7 @@ _PARSERS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
     "merge": (_merge_parser, "write a language model or classifier with adapters in"),
     "evaluate": (_evaluation_parser, "measure a trained run"),
     "predict": (_prediction_parser, "try a trained run on pictures"),
+    "score": (_score_parser, "score a data set by a trained run"),
 }
 """The commands that do not train, with what the list of commands says of them."""
 

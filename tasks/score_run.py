@@ -1,0 +1,194 @@
+"""``attent score``: a data set scored by a run's model, as a table and a page to look at."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from attent.pipeline import Source
+from attent.tasks.build import Run, loading_of
+from attent.tasks.classification.config import ClassifyConfig
+from attent.tasks.commands import COMMANDS
+from attent.tasks.config import ConfigError, need
+from attent.tasks.data.named import is_named, refuse_ambiguous
+from attent.tasks.data.scenes import SCENE_CLASSES
+from attent.tasks.folder import RunFolder, make_folder
+from attent.tasks.measure import _same_form
+from attent.tasks.report.scores import write_scores_page
+from attent.tasks.run import load_trained
+from attent.tasks.scoring import Scored, score_dataset, signals_of
+from attent.tasks.table_files import ending, write_table
+
+Split = Literal["train", "val"]
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """What is scored, and where it is written.
+
+    Attributes:
+        data: another data set; None for the run's own.
+        split: train, or val; of rows of text that are not the run's own, train is all of them.
+        signals: names of what is measured.
+        out: the table, ending in .parquet, .csv or .jsonl; None for scores.parquet in the run's
+            folder. The page lies beside it and has its name, but for the ending.
+        overwrite: replace what is there.
+        page: write the page.
+        batch_size: examples in one forward; None for the run's own.
+        best: the best checkpoint instead of the last.
+        device: auto, cpu, cuda or cuda:N.
+        skip_unreadable: leave examples that cannot be read without scores; also where the run does.
+    """
+
+    data: str | None = None
+    split: Split = "train"
+    signals: Sequence[str] = ("loss",)
+    out: str | None = None
+    overwrite: bool = False
+    page: bool = True
+    batch_size: int | None = None
+    best: bool = False
+    device: str = "auto"
+    skip_unreadable: bool = False
+
+
+def score_run(
+    folder: RunFolder, config: ScoreConfig, tell: Tell | None = None
+) -> tuple[Scored, list[Path]]:
+    """Score a data set by a run's model and write what was found.
+
+    Args:
+        folder: of the run.
+        config: what is scored.
+        tell: told after each batch how many examples are measured, and of how many.
+
+    Returns:
+        The scores, and the files written: the table, and the page if one was asked for.
+
+    Raises:
+        ConfigError: an option that cannot be, or a file that is there already.
+        CheckpointError: the run has no usable checkpoint.
+        ValueError: data that are not as the run's are.
+    """
+    command, options = folder.load_config()
+    refuse_ambiguous(command, config.data)
+    signals_of(config.signals)
+    need(config, "batch_size", lambda v: v is None or v >= 1, "at least 1, or null")
+    files = _files(folder, config)  # before the work, of which they are the end
+    run, step = load_trained(folder, best=config.best, device=config.device)
+    skip = config.skip_unreadable or options.skip_unreadable
+    options = dataclasses.replace(options, skip_unreadable=skip)
+    source = _source(command, options, run, config)
+    scored = score_dataset(
+        run.task,
+        source,
+        config.signals,
+        state=run.state,
+        batch_size=config.batch_size or options.score_batch_size,
+        chunk=options.score_chunk,
+        loading=loading_of(options),
+        classes=_classes(source, options, config),
+        about={
+            "model": str(folder.path),
+            "step": step,
+            "checkpoint": "best" if config.best else "last",
+            "data": config.data or options.data,
+            "split": config.split,
+        },
+        tell=tell,
+    )
+    write_table(files[0], scored.schema, scored.batches())
+    if config.page:
+        named = COMMANDS[command]
+        write_scores_page(files[1], scored, thumbnails=named.thumbnails, text=named.text)
+    return scored, files
+
+
+def _files(folder: RunFolder, config: ScoreConfig) -> list[Path]:
+    """What is to be written."""
+    out = Path(config.out) if config.out else folder.path / "scores.parquet"
+    try:
+        ending(out)
+    except ValueError as error:
+        raise ConfigError(f"out: {error}") from error
+    files = [out, out.with_suffix(".html")] if config.page else [out]
+    for path in files:
+        if path.is_dir():
+            raise ConfigError(f"out: {path} is a folder")
+        if path.exists() and not config.overwrite:
+            raise ConfigError(f"out: {path} is there already; name another file, or --overwrite it")
+    make_folder(out.parent, "out")
+    return files
+
+
+def _source(command: str, options: Any, run: Run, config: ScoreConfig) -> Source:
+    """The examples that are asked for."""
+    if config.data is None:
+        return run.source if config.split == "train" else run.held_out
+    options = dataclasses.replace(options, data=config.data)
+    if config.split == "val":
+        source = COMMANDS[command].load_held_out(options, run.held_out)
+    else:
+        try:
+            source = COMMANDS[command].load_data(_whole(command, options))[0]
+        except ConfigError as error:
+            raise ConfigError(f"{error} (split val needs no training split)") from error
+    _same_form(run, source, config.data)
+    return source
+
+
+def _whole(command: str, options: Any) -> Any:
+    """The options of data with nothing held out of their training split, where that can be."""
+    if not hasattr(options, "held_out_data") or is_named(command, options.data):
+        return options
+    # What is held out then are the same rows, or others: they are not looked at.
+    whole = {"dataset_split": "train", "sub_task": None, "held_out_data": options.data}
+    return dataclasses.replace(options, **whole)
+
+
+def _classes(source: Source, options: Any, config: ScoreConfig) -> Sequence[str] | None:
+    if isinstance(options, ClassifyConfig) and (config.data or options.data) == "scenes":
+        return SCENE_CLASSES
+    return getattr(source, "classes", None)
+
+
+@contextlib.contextmanager
+def counting(console: Console | None = None) -> Iterator[Tell]:
+    """What `score_run` is to tell: a bar on a terminal; elsewhere a line for each tenth.
+
+    Args:
+        console: where to; standard error by default.
+    """
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("[bold]scored"), BarColumn(bar_width=None), MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    said = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scored", total=None)
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=total)
+            if not console.is_terminal and 10 * done // total > said:
+                said = 10 * done // total
+                # Not `print`: rich would fold it at the width of a terminal that is not there.
+                console.file.write(f"{done / total:4.0%} scored {done:,} of {total:,}\n")
+                console.file.flush()
+
+        yield tell
