@@ -58,6 +58,7 @@ def build_classify(config: ClassifyConfig, *, initial: bool = True) -> Run:
         model,
         num_classes,
         label_smoothing=config.label_smoothing,
+        prior=_prior(config, source, num_classes),
         augment=Augment(shift=config.shift, flip=0.0 if _cropped(source) else config.flip),
         mixing=Mixing(mixup=config.mixup, cutmix=config.cutmix, num_classes=num_classes)
         if mixed
@@ -217,6 +218,23 @@ def _data(config: ClassifyConfig) -> tuple[Source, Source, int]:
     for name, part in zip(("training", "held-out"), labels, strict=True):
         check_labels(part, num_classes, name)
     return source, held_out, num_classes
+
+
+def _prior(config: ClassifyConfig, source: Source, num_classes: int) -> Tensor | None:
+    """Logarithms of the classes' shares, times what is asked for; None for nothing.
+
+    Raises:
+        ConfigError: a class that is never there.
+    """
+    if not config.logit_adjustment:
+        return None
+    counts = torch.bincount(_labels(source), minlength=num_classes)
+    if int(counts.min()) == 0:
+        raise ConfigError(
+            f"logit_adjustment: class {int(counts.argmin())} of {num_classes} has no training "
+            "example, so it has no share; leave it 0, or give num_classes"
+        )
+    return config.logit_adjustment * (counts / counts.sum()).log()
 
 
 def _labels(source: Source) -> Tensor:

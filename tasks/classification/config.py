@@ -39,6 +39,9 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
             fresh ones.
         drop_path: stochastic depth, in [0, 1).
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        logit_adjustment: the cure of unequal class sizes that needs no selection: so many times the
+            logarithm of a class's share is added to its logit in the loss, at least 0; 1 as
+            published (Menon et al., ICLR 2021), 0 for none.
         shift: augmentation: largest translation in pixels.
         flip: augmentation: probability of a horizontal flip.
         crop_scale: augmentation of scenes and folders: smallest share of an image's area that is
@@ -67,6 +70,7 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
     pretrained_weights: str | None = None
     drop_path: float = 0.0
     label_smoothing: float = 0.0
+    logit_adjustment: float = 0.0
     shift: int = 0
     flip: float = 0.0
     crop_scale: float = 1.0
@@ -87,7 +91,7 @@ class ClassifyConfig(SelectionConfig, TrainingConfig, RunConfig):
             need(self, name, lambda v: v >= 1, "at least 1")
         for name in ("crop_scale", "crop_pct"):
             need(self, name, lambda v: 0 < v <= 1, "in (0, 1]")
-        for name in ("mixup", "cutmix"):
+        for name in ("mixup", "cutmix", "logit_adjustment"):
             need(self, name, lambda v: 0 <= v < float("inf"), "at least 0")
         need(self, "rand_augment", lambda v: 0 <= v <= STRONGEST, f"0 to {STRONGEST}")
         need(self, "imbalance", lambda v: 1 <= v < float("inf"), "at least 1")

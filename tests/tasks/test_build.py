@@ -163,6 +163,16 @@ def test_the_paced_method(npz):
     assert built.notes == ()
 
 
+def test_logit_adjustment_is_by_the_classes_shares_in_training(npz):
+    built = build_classify(config_of(npz(), epochs=8, logit_adjustment=0.5))
+    labels = built.source.fields["label"]
+    shares = torch.bincount(labels).double() / len(labels)
+    torch.testing.assert_close(built.task.prior.double(), 0.5 * shares.log())
+    assert build_classify(config_of(npz(), epochs=8)).task.prior is None
+    with pytest.raises(ConfigError, match=r"logit_adjustment: class 3 of 10 has no training"):
+        build_classify(config_of(npz(), epochs=8, logit_adjustment=1.0, num_classes=10))
+
+
 def test_the_adaptive_method_has_a_signal_an_end_and_a_ratio_of_its_own(npz):
     built = build_classify(config_of(npz(), epochs=8, method="attent_adaptive"))
     last = built.plan.phases[-1]

@@ -95,6 +95,7 @@ WRONG = [
      "attent_paced selects by what training observes, but scores is fresh"),
     ({"method": "attent_paced", "first_epochs": 0},
      "attent_paced observes scores in its first_epochs: at least 1, got 0"),
+    ({"logit_adjustment": -1.0}, "logit_adjustment must be at least 0, got -1.0"),
     ({"method": "attent_adaptive", "scores": "fresh"},
      "attent_adaptive selects by what training observes, but scores is fresh"),
     ({"method": "attent_adaptive", "selection_strategy": "random", "first_epochs": 0},
