@@ -20,6 +20,7 @@ from attent.pipeline import (
     Phase,
     Plan,
     Rule,
+    attent_adaptive,
     attent_complex,
     attent_online,
     attent_paced,
@@ -207,6 +208,17 @@ def oversampled_classes(setting: Setting) -> Built:
     source = oversampled(world.source, labels(setting))
     epochs = setting.epochs() * len(world.source) / len(source)
     graph = full(source, train=setting.train(world.task, source), epochs=epochs)
+    return Built(tick=graph, task=world.task, source=source)
+
+
+@arm
+def oversampled_concentrated(setting: Setting) -> Built:
+    """Both: as many of every class, and of these the examples with the highest relative losses."""
+    world = setting.world
+    source = oversampled(world.source, labels(setting))
+    epochs = setting.epochs() * len(world.source) / len(source)
+    trainer = setting.train(world.task, source, observe="relative_loss")
+    graph = attent_adaptive(source, train=trainer, epochs=epochs)
     return Built(tick=graph, task=world.task, source=source)
 
 
