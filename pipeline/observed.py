@@ -5,6 +5,7 @@ Shapes: N examples in the data set, n of them seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,6 +28,19 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 SMALLEST = 1e-12
 """Below it, the running loss counts as this."""
+
+AVERAGE = 0.98
+"""Decay of the running training loss, per optimiser step."""
+
+
+def running_loss(average: float, loss: float) -> float:
+    """The running training loss after a step: that of the first one, then a moving average.
+
+    Args:
+        average: before it; NaN where there was no step yet.
+        loss: mean of the step's batch.
+    """
+    return loss if math.isnan(average) else average + (1 - AVERAGE) * (loss - average)
 
 
 def observed_signals(observe: Observe) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from attent.pipeline.keyed import fold, global_generators
 from attent.pipeline.keys import branch, ensure, has, number, place, tensor
-from attent.pipeline.observed import Observe, Observed, observed_signals
+from attent.pipeline.observed import Observe, Observed, observed_signals, running_loss
 from attent.pipeline.optimizer import Bound, BoundOptimizer, Optimizer, Updates, decays, moments
 from attent.pipeline.passes import OpenStream, Room
 from attent.pipeline.processes import AgreedError, processes
@@ -34,9 +34,6 @@ from attent.pipeline.task import (
     trainable,
     view_keys,
 )
-
-AVERAGE = 0.98
-"""Decay of the running training loss, per optimiser step."""
 
 FIGURES = {("metrics", "train_loss"), ("metrics", "lr")}
 """What is said of the steps made: the running loss, and the last learning rate used."""
@@ -259,10 +256,7 @@ class _Books:
         self._trained += examples
         self._tokens += tokens
         self._rate = rate
-        if math.isnan(self._average):
-            self._average = seen.mean
-        else:
-            self._average += (1 - AVERAGE) * (seen.mean - self._average)
+        self._average = running_loss(self._average, seen.mean)
         if self._world.alone:
             self._observed.record(seen.index, self.step, seen.losses, seen.norms, self._average)
         elif self._observed:
