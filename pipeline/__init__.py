@@ -57,6 +57,7 @@ from attent.pipeline.stage import Stage, allocate, initialize, run
 from attent.pipeline.step import Step
 from attent.pipeline.stream import Loading
 from attent.pipeline.task import Task, bare_state, initial_state
+from attent.pipeline.teacher import Teacher
 from attent.pipeline.threshold import count, top_k_mask
 from attent.pipeline.train import train
 from attent.pipeline.validate import GraphError, validate
@@ -91,6 +92,7 @@ __all__ = [
     "Step",
     "StreamEnded",
     "Task",
+    "Teacher",
     "TensorSource",
     "Window",
     "WithColumn",
