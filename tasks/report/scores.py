@@ -21,6 +21,7 @@ from PIL import Image
 from tensordict import TensorDict
 from torch import Tensor
 
+from attent.pipeline import Source
 from attent.pipeline.checkpoint import write_atomically
 from attent.tasks.report import figures
 from attent.tasks.report.page import _STYLE
@@ -91,9 +92,9 @@ def write_scores_page(
 
 _ERRORS = (
     "Labels that the model's probabilities contradict, the surest first (confident learning, "
-    "Northcutt et al., JAIR 2021): label → what it counts as, and the margin, which is the "
-    "probability of the label less the largest other. Of examples that the model was trained on "
-    "it finds fewer than there are: some it has learned by heart."
+    "Northcutt et al., JAIR 2021): the label → what the model predicts and its probability, and "
+    "the margin, the probability of the label less the largest other. Of examples that the model "
+    "was trained on it finds fewer than there are: some it has learned by heart."
 )
 
 
@@ -117,7 +118,7 @@ def histograms(scored: Scored) -> Figure:
                 bins = np.geomspace(values.min(), values.max(), bins + 1)
                 ax.set_xscale("log")
             ax.hist(values, bins=bins, color=figures.COLORS[0], alpha=0.8)
-            ax.set(title=name, xlabel=name, ylabel="examples")
+            ax.set(title=name, ylabel="examples" if ax is axes[0, 0] else "")
             ax.yaxis.get_major_locator().set_params(integer=True)
         return figure
 
@@ -143,7 +144,7 @@ def _cards(
     if thumbnails is not None:
         batch = scored.source.fetch(torch.tensor(index))
         pairs = thumbnails(batch)
-        shown = [_image(picture) for picture, _ in pairs]
+        shown = [_image(picture, scored.source) for picture, _ in pairs]
         words = [said for _, said in pairs]
     elif text is not None:
         texts = [textwrap.dedent(text(scored.source, i)).strip() for i in index]
@@ -166,6 +167,9 @@ def _caption(scored: Scored, i: int, words: str) -> str:
             told = f"<b{' class=wrong' * bool(wrong)}>{told}</b>"
             lines.append(f"{label} → {told} {columns['probability'][i]:.1%}")
             lines.append(f"margin {columns['margin'][i]:.2f}")
+            suggested = columns["suggested"][i]
+            if suggested not in (-1, columns["predicted"][i]):  # the likeliest is not confident
+                lines.append(f"counts as {html.escape(scored.class_name(int(suggested)))}")
         else:
             lines.append(label)
     elif words:
@@ -185,11 +189,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= CHARACTERS else text[:CHARACTERS] + " …"
 
 
-def _image(picture: Tensor) -> str:
-    """A picture ``[C, H, W]`` scaled by its own range, small enough for a page of many."""
-    pixels, grey = figures._picture(picture.detach().cpu().float())
-    values = (np.clip(1 - pixels if grey else pixels, 0, 1) * 255).round().astype(np.uint8)
-    made = Image.fromarray(values)
+def _image(picture: Tensor, source: Source) -> str:
+    """A picture ``[C, H, W]``, small enough for a page of many."""
+    values = (_pixels(picture.detach().cpu().float(), source) * 255).round().byte()
+    made = Image.fromarray((values[0] if len(values) == 1 else values.permute(1, 2, 0)).numpy())
     small = max(made.size) <= SIDE // 2
     made.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
@@ -197,6 +200,22 @@ def _image(picture: Tensor) -> str:
     kind = "png" if small else "jpeg"
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt=""{" class=small" * small} src="data:image/{kind};base64,{data}">'
+
+
+def _pixels(picture: Tensor, source: Source) -> Tensor:
+    """A picture in [0, 1] of one channel or three: as the file has it, else by its own range.
+
+    Of one channel it is dark on white, as the report shows such; of other numbers the first.
+    """
+    standardized = getattr(source, "standardized", None)
+    if len(picture) == 3 and standardized is not None:
+        black, white = (
+            standardized(torch.full((3, 1, 1), value, dtype=torch.uint8)) for value in (0, 255)
+        )
+        return ((picture - black) / (white - black)).clamp(0, 1)
+    low, high = picture.amin(), picture.amax()
+    scaled = (picture - low) / (high - low).clamp_min(1e-6)
+    return scaled if len(picture) == 3 else 1 - scaled[:1]
 
 
 def _picture(figure: Figure, description: str) -> str:
