@@ -188,11 +188,11 @@ class Teacher:
         index = torch.as_tensor(index).detach().cpu()
         measured = checked(index, losses)
         world, weight = processes(), tensor(self._state, "weight")
-        total, counted = torch.zeros(()), torch.ones(len(index))
+        total, counted = 0.0, torch.ones(len(index))
         for part in present.take(index):
             batch = present.batch(part.batch)
             # Whoever trains in several processes averages what is to be added up.
-            total = total + weight[batch].sum() / world.count * part.share
+            total += float(weight[batch].sum()) / world.count * part.share
             counted = counted.masked_fill_(part.rows & (not part.counts), 0)
             self._untold.add(part, self._step + part.batch + 1, len(batch), index, measured)
         for size in present.advance():
@@ -201,7 +201,7 @@ class Teacher:
             tensor(self._state, "clock", "step").add_(1)
             spend(self._state, size, 0, backward=True)
         weights = (weight[index] * counted).to(losses.device)
-        return (weights * losses).sum() / total.to(losses.device)
+        return (weights * losses).sum() / total
 
     def weights(self, index: Tensor | Sequence[int]) -> Tensor:
         """The weights of examples, ``[b]`` float32, for those who reduce losses themselves.

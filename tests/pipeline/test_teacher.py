@@ -257,3 +257,95 @@ def test_a_loader_that_keeps_a_state():
         teachers[1].load_state_dict(teachers[0].state_dict())
         loaders[1].load_state_dict(loaders[0].state_dict())
         assert found + walk(teachers[1], loader=loaders[1]) == whole
+
+
+@pytest.mark.parametrize("budget", [4 * N, 4 * N + 1, 3.0 * N + 100])
+def test_the_budget_is_spent_exactly(budget):
+    teacher = short(budget=budget)
+    found = walk(teacher)
+    assert sum(map(len, found)) == budget == int(teacher.state["clock", "seen"])
+    assert teacher.finished
+    assert teacher.progress == 1
+    assert walk(teacher) == []
+    assert teacher.plan.budget == budget
+    state = teacher.state
+    assert int(state["ledger", "backwarded"]) == budget
+    assert int(state["clock", "step"]) == len(found)
+
+
+def test_how_many_batches_are_left():
+    teacher = short()
+    sampler = teacher.batches(16)
+    loader = DataLoader(teacher.with_index(range(N)), batch_sampler=sampler)
+    loop, seen = teacher.loop(loader), 0
+    planned = len(loop)
+    assert len(loader) == len(sampler) == 13  # 203 = 12 * 16 + 11
+    for index, _ in loop:
+        assert len(loop) == planned - seen
+        teacher.observe(index, torch.ones(len(index)))
+        seen += 1
+        if seen == 13:  # the next pass is of 60: 16 + 16 + 16 + 12
+            assert len(sampler) == 4
+            assert teacher.passes == 0  # asking has begun nothing
+    assert seen == planned
+    assert len(loop) == len(sampler) == 0
+    assert (loop.batch_size, loop.dataset.dataset, loop.num_workers) == (16, range(N), 0)
+    assert loop.batch_sampler is sampler
+
+
+def test_one_example_is_never_a_batch_of_its_own():
+    """33 in batches of 16: 16 and 17, as in the pipeline."""
+    teacher = Teacher(33, plan=full_plan(33, 1))
+    loader = DataLoader(teacher.with_index(range(33)), batch_sampler=teacher.batches(16))
+    sizes = []
+    for index, _ in teacher.loop(loader):
+        teacher.observe(index, torch.ones(len(index)))
+        sizes.append(len(index))
+    assert sizes == [16, 17]
+
+
+def test_the_weighted_mean_by_hand():
+    """Losses 0 to 9, mean 4.5: 5 to 9 stay; of 0 to 4, two (0.5 * 5 = 2.5) with weight 2."""
+    teacher = Teacher(10, rule=infobatch(0.5), ratio=constant(0.5), budget=40, last=0.0)
+    present = teacher.begin(5)
+    for own in present.batches():
+        losses = torch.tensor(own, dtype=torch.float32)
+        found = float(teacher.observe(own, losses))
+        assert found == pytest.approx(sum(own) / 5)  # all weigh 1 as yet
+    (own,) = teacher.begin(8).batches()
+    small = [i for i in own if i < 5]
+    assert len(small) == 2
+    assert sorted(own)[2:] == [5, 6, 7, 8, 9]
+    assert teacher.weights(own).tolist() == [2.0 if i < 5 else 1.0 for i in own]
+    losses = torch.tensor(own, dtype=torch.float64, requires_grad=True)
+    mean = teacher.observe(own, losses)
+    assert float(mean.detach()) == (2 * sum(small) + 35) / (2 * 2 + 5)
+    mean.backward()
+    assert losses.grad.tolist() == [(2 if i < 5 else 1) / 9 for i in own]
+
+
+def test_losses_may_come_in_parts_and_of_several_batches_at_once():
+    """What is recorded and the clock are as if each batch were told alone."""
+    one, other = short(), short()
+    batches = [one.begin(16).batches(), other.begin(16).batches()]
+    first, second = (torch.tensor(b) for b in itertools.islice(batches[0], 2))
+    for index in (first, second):
+        one.observe(index, index / 100)
+    other.observe(first[::2], first[::2] / 100)
+    assert int(other.state["clock", "step"]) == 0
+    both = torch.cat([second, first[1::2]])
+    other.observe(both, both / 100)
+    assert int(other.state["clock", "step"]) == 2
+    assert differences(one.state["clock"], other.state["clock"]) == []
+    assert differences(one.state["scores"], other.state["scores"]) == []
+    torch.testing.assert_close(one.state["metrics"], other.state["metrics"])
+
+
+def test_a_batch_that_came_before_another_is_waited_for():
+    """Told out of order: the clock stands where all before it was told."""
+    teacher = short()
+    first, second = itertools.islice(teacher.begin(16).batches(), 2)
+    teacher.observe(second, torch.ones(16))
+    assert int(teacher.state["clock", "seen"]) == 0
+    teacher.observe(first, torch.ones(16))
+    assert int(teacher.state["clock", "seen"]) == 32
