@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from attent.pipeline import Source
+from attent.pipeline import ExampleError, Source
 from attent.tasks.build import Run, loading_of
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.commands import COMMANDS
@@ -82,6 +82,7 @@ def score_run(
     Raises:
         ConfigError: an option that cannot be, or a file that is there already.
         CheckpointError: the run has no usable checkpoint.
+        ExampleError: an example that cannot be read, or whose score is not finite.
         ValueError: data that are not as the run's are.
     """
     command, options = folder.load_config()
@@ -93,29 +94,43 @@ def score_run(
     skip = config.skip_unreadable or options.skip_unreadable
     options = dataclasses.replace(options, skip_unreadable=skip)
     source = _source(command, options, run, config)
-    scored = score_dataset(
-        run.task,
-        source,
-        config.signals,
-        state=run.state,
-        batch_size=config.batch_size or options.score_batch_size,
-        chunk=options.score_chunk,
-        loading=loading_of(options),
-        classes=_classes(source, options, config),
-        about={
-            "model": str(folder.path),
-            "step": step,
-            "checkpoint": "best" if config.best else "last",
-            "data": config.data or options.data,
-            "split": config.split,
-        },
-        tell=tell,
-    )
+    about = {
+        "model": str(folder.path),
+        "step": step,
+        "checkpoint": "best" if config.best else "last",
+        "data": config.data or options.data,
+        "split": config.split,
+    }
+    with _saying_how_to_skip(skip):
+        scored = score_dataset(
+            run.task,
+            source,
+            config.signals,
+            state=run.state,
+            batch_size=config.batch_size or options.score_batch_size,
+            chunk=options.score_chunk,
+            loading=loading_of(options),
+            classes=_classes(source, options, config),
+            about=about,
+            tell=tell,
+        )
     write_table(files[0], scored.schema, scored.batches())
     if config.page:
         named = COMMANDS[command]
         write_scores_page(files[1], scored, thumbnails=named.thumbnails, text=named.text)
     return scored, files
+
+
+@contextlib.contextmanager
+def _saying_how_to_skip(skips: bool) -> Iterator[None]:
+    """Add to the error of an example that cannot be read what can be done about it."""
+    try:
+        yield
+    except ExampleError as error:
+        if skips or "cannot be fetched" not in str(error):
+            raise
+        hint = "with --skip_unreadable it is left without scores"
+        raise type(error)(f"{error}; {hint}") from error
 
 
 def _files(folder: RunFolder, config: ScoreConfig) -> list[Path]:
