@@ -31,8 +31,9 @@ from attent.pipeline.schedules import Schedule
 from attent.pipeline.select import select
 from attent.pipeline.stage import Stage, initialize, run
 from attent.pipeline.task import bare_state, ensure_scores, spend
-from attent.pipeline.teacher_loading import Batches, Loop, WithIndex, batches_to_come
+from attent.pipeline.teacher_loading import Batches, Loop, WithIndex
 from attent.pipeline.teacher_pass import PresentPass, Untold, checked
+from attent.pipeline.teacher_plan import batches_to_come, check_plan, described
 
 FREE = tuple(name for name in NEEDS if name != "grad_norm")
 """Signals that losses alone show."""
@@ -72,6 +73,11 @@ class Teacher:
         plan: another plan, in place of ``budget``, ``ratio``, ``first`` and ``last``; of examples,
             without windows and scorings. `full_plan` is plain training.
 
+    Attributes:
+        plan: of the whole run.
+        signal: by which is selected.
+        batch_size: of the last `batches` that were made; None before.
+
     Raises:
         PlanError: nothing of the budget is left to select in.
         ValueError: options that do not go together; says which.
@@ -104,7 +110,7 @@ class Teacher:
             )
         elif budget is not None or ratio is not None or (first, last) != (1, 0.125):
             raise ValueError("a plan has its own budget, ratio, first and last: give it alone")
-        _check_plan(plan, num_examples)
+        check_plan(plan, num_examples)
         self.plan, self.signal, self._rank = plan, signal, rank
         self.batch_size: int | None = None
         self._select = select(self._rule, signal=signal)
@@ -182,7 +188,7 @@ class Teacher:
         present = self._present
         if present is None:
             raise ValueError(
-                "nothing was given out yet: iterate a loader with "
+                "nothing is given out: iterate a loader with "
                 "batch_sampler=teacher.batches(batch_size), then observe what it gives"
             )
         index = torch.as_tensor(index).detach().cpu()
@@ -264,13 +270,14 @@ class Teacher:
         Raises:
             ValueError: it is of another teacher; says what differs.
         """
+        if not {"made_for", "state"} <= saved.keys():
+            raise ValueError(f"no state of a teacher: it holds {', '.join(map(repr, saved))}")
         mine, other = self._made_for(), dict(saved["made_for"])
         differing = [name for name in mine if mine[name] != other.get(name)]
         if differing:
-            name = differing[0]
+            values = [f"{n} is {other.get(n)} there and {mine[n]} here" for n in differing]
             raise ValueError(
-                f"the state is of a teacher that differs in {', '.join(differing)}: {name} is "
-                f"{other.get(name)} there and {mine[name]} here"
+                f"the state is of a teacher that differs in {', '.join(differing)}: {values[0]}"
             )
         entries = {key_name(path): value for path, value in leaves(self._state)}
         if entries.keys() != saved["state"].keys():
@@ -337,7 +344,7 @@ class Teacher:
         return {
             "num_examples": self.plan.num_examples,
             "budget": self.plan.budget,
-            "plan": _described(self.plan),
+            "plan": described(self.plan),
             "rule": self._rule.name,
             "signal": self.signal,
             "rank": "" if self._rank is None else self._rank.name,
@@ -361,7 +368,7 @@ def _observed_for(signal: str, rank: Stage | None) -> tuple[str, ...]:
     if ("scores", signal) not in rank.write_keys:
         raise ValueError(f"stage {rank.name!r} does not write scores/{signal}")
     read = [name for name in FREE if covered(("scores", name), rank.read_keys)]
-    return observed_signals(cast(Observe, read))
+    return observed_signals(cast(Observe, read or ["loss"]))  # with which comes when it was seen
 
 
 def _whole(budget: float | None) -> int:
@@ -371,30 +378,3 @@ def _whole(budget: float | None) -> int:
             f"number of at least 1 (or give a plan), got {budget}"
         )
     return int(budget)
-
-
-def _check_plan(plan: Plan, num_examples: int) -> None:
-    """Refuse what a loop that only tells its losses cannot carry out."""
-    why = ""
-    if plan.num_examples != num_examples:
-        why = f"is of {plan.num_examples:,} examples, not {num_examples:,}"
-    elif plan.pass_tokens:
-        why = "has a budget in tokens: lengths are not known here"
-    elif plan.per_window or plan.kept < 1:
-        why = "is of windows of a stream: what is selected here is read by index"
-    elif any(phase.score for phase in plan.phases):
-        why = "has scorings, for which there is no model here: use scores observed in training"
-    if why:
-        raise ValueError(f"plan {plan.name!r} {why}")
-
-
-def _described(plan: Plan) -> list[Any]:
-    """A plan in numbers and strings: schedules are functions, which are told by some values."""
-    phases = [
-        [
-            phase.cycle, phase.ratio, phase.size, phase.passes, phase.redraw, phase.since,
-            phase.until, [phase.pace(k / 16) for k in range(17)] if phase.pace else [],
-        ]
-        for phase in plan.phases
-    ]  # fmt: skip
-    return [plan.name, phases]

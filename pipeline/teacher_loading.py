@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from tensordict import TensorDict
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from attent.pipeline.keys import clone, number, tensor, view
-from attent.pipeline.plan import Plan
-from attent.pipeline.stage import Stage, run
-from attent.pipeline.stream import num_batches
 from attent.pipeline.teacher_pass import PresentPass
-from attent.pipeline.threshold import count
 
 
 class Teaching(Protocol):
     """What is asked of a `Teacher` here."""
 
     batch_size: int | None
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent."""
+        ...
 
     @property
     def finished(self) -> bool:
@@ -39,7 +38,7 @@ class Teaching(Protocol):
         ...
 
 
-class WithIndex:
+class WithIndex(Dataset[tuple[int, Any]]):
     """A map-style data set whose items are ``(index, item)``; its other attributes are its own.
 
     Args:
@@ -132,8 +131,14 @@ class Loop:
 
     def __iter__(self) -> Iterator[Any]:
         while not self.teacher.finished:
+            before = self.teacher.progress
             yield from self.loader
             self.teacher.end_pass()
+            if self.teacher.progress == before:
+                raise ValueError(
+                    "the loader has begun no other pass: give the loop the loader itself, which "
+                    "can be iterated again, and not an iterator of it"
+                )
 
     def __len__(self) -> int:
         return sum(self.teacher.coming(self.batch_size))
@@ -161,30 +166,3 @@ class Loop:
     def num_workers(self) -> int:
         """Of the loader."""
         return getattr(self.loader, "num_workers", 0)
-
-
-def batches_to_come(
-    state: TensorDict, plan: Plan, reschedule: Stage, batch_size: int
-) -> Iterator[int]:
-    """Batches left of the present pass, then those of each to come.
-
-    As if every rule selected as many as its ratio says; the state is left alone.
-
-    Args:
-        state: its clock and its plan say where training stands.
-        plan: of the whole run.
-        reschedule: the stage that follows it.
-        batch_size: of all batches but a pass's last.
-    """
-    state = clone(view(state, [("clock",), ("plan",)]))
-    while (seen := number(state, "clock", "seen")) < plan.budget:
-        state = run(reschedule, state, donate=True)
-        if bool(tensor(state, "plan", "select_due")):
-            size = count(float(tensor(state, "plan", "ratio")), plan.num_examples)
-            tensor(state, "plan", "size").fill_(size)
-            tensor(state, "plan", "select_due").fill_(False)
-        left = number(state, "plan", "size") - number(state, "clock", "offset")
-        left = min(left, plan.budget - seen)
-        yield num_batches(left, batch_size)
-        for entry in ("offset", "seen"):
-            tensor(state, "clock", entry).add_(left)

@@ -25,6 +25,7 @@ from attent.pipeline import (
     infobatch,
     initial_state,
     random,
+    rank,
     sgd,
     soft,
     train,
@@ -167,6 +168,14 @@ def test_scores_made_of_others():
     assert taught(Teacher(N, budget=EPOCHS * N, seed=4))[0] != batches
 
 
+def test_scores_that_are_made_of_nothing_observed():
+    """The last of them are selected: scores of one's own, of what was seen at all."""
+    own = rank("own", lambda state: torch.arange(N).float(), reads=(), num_examples=N)
+    teacher = short(signal="own", rank=own)
+    walk(teacher, stop=14)
+    assert teacher.state["mask"].nonzero().flatten().tolist() == list(range(N - 60, N))
+
+
 @pytest.mark.parametrize(
     "loading",
     [
@@ -220,6 +229,18 @@ def test_it_goes_on_where_it_was_saved(tmp_path, stop, signal):
     assert len(found) == stop < len(whole)
     assert found + walk(second) == whole
     assert second.finished
+
+
+def test_it_goes_on_in_batches_of_another_size():
+    """The same examples in the same order, from the first pass's 33rd on, however they are cut."""
+    teacher = short()
+    taken = list(itertools.chain.from_iterable(teacher.begin(16).batches()))
+    walk(teacher, stop=2)
+    other = short()
+    other.load_state_dict(teacher.state_dict())
+    left = list(other.begin(9).batches())
+    assert [len(batch) for batch in left] == [9] * 19  # 203 - 32 = 171
+    assert list(itertools.chain.from_iterable(left)) == taken[32:]
 
 
 @pytest.mark.parametrize("loading", [{}, {"num_workers": 2, "persistent_workers": True}])

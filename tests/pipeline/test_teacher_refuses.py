@@ -115,7 +115,7 @@ def test_no_examples_and_no_such_batches():
 def test_what_cannot_be_observed():
     """Nothing of it is taken in: the same batch, told well, is observed afterwards."""
     teacher = short()
-    with pytest.raises(ValueError, match="nothing was given out yet"):
+    with pytest.raises(ValueError, match="nothing is given out"):
         teacher.observe([1, 2], torch.ones(2))
     own = next(teacher.begin(16).batches())
     good, low = torch.ones(16), min(own)
@@ -179,6 +179,11 @@ def test_loaders_that_are_not_of_this_teacher():
             teacher.loop(DataLoader(data, batch_sampler=sampler))
     with pytest.raises(ValueError, match=r"does not read teacher.batches"):
         next(it for it in teacher.loop([1, 2]) if it == 3)
+    again = iter(DataLoader(data, batch_sampler=teacher.batches(16)))
+    told = (teacher.observe(index, torch.ones(len(index))) for index, _ in teacher.loop(again))
+    with pytest.raises(ValueError, match="has begun no other pass"):
+        sum(told)
+    teacher = short()
     with pytest.raises(ValueError, match="no batches yet"):
         len(teacher.loop([1, 2]))
 
@@ -197,6 +202,15 @@ def test_loaders_that_are_not_of_this_teacher():
 def test_a_state_of_another_teacher_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         short(**options).load_state_dict(short().state_dict())
+
+
+def test_what_is_no_state_at_all_is_refused():
+    with pytest.raises(ValueError, match="no state of a teacher: it holds 'model'"):
+        short().load_state_dict({"model": {}})
+    saved = short().state_dict()
+    del saved["state"]["clock/step"]
+    with pytest.raises(ValueError, match="differ in entry 'clock/step'"):
+        short().load_state_dict(saved)
 
 
 def test_a_state_is_a_copy():
