@@ -329,7 +329,7 @@ def _score(parsed: Namespace) -> int:
                 folder, ScoreConfig(**{name: parsed[name] for name in names}), tell
             )
     except KeyboardInterrupt:
-        say("stopped: the scores were not complete, and no table was written")
+        say("stopped: no file was left half written, and what was there before is whole")
         return EXIT_INTERRUPTED
     for line in scored.summary():
         say(line)

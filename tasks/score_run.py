@@ -18,14 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from attent.pipeline import ExampleError, Source
+from attent.pipeline import ExampleError, Signal, Source, Task
+from attent.pipeline.signals import SIGNALS
 from attent.tasks.build import Run, loading_of
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError, need
 from attent.tasks.data.named import is_named, refuse_ambiguous
 from attent.tasks.data.scenes import SCENE_CLASSES
+from attent.tasks.detection import Detection
 from attent.tasks.folder import RunFolder, make_folder
+from attent.tasks.language import InstructionTuning
+from attent.tasks.language.config import PACKED_SIGNALS
 from attent.tasks.measure import _same_form
 from attent.tasks.report.scores import write_scores_page
 from attent.tasks.run import load_trained
@@ -105,7 +109,7 @@ def score_run(
         scored = score_dataset(
             run.task,
             source,
-            config.signals,
+            _measurable(run.task, config.signals),
             state=run.state,
             batch_size=config.batch_size or options.score_batch_size,
             chunk=options.score_chunk,
@@ -119,6 +123,28 @@ def score_run(
         named = COMMANDS[command]
         write_scores_page(files[1], scored, thumbnails=named.thumbnails, text=named.text)
     return scored, files
+
+
+def _measurable(task: Task, names: Sequence[str]) -> list[Signal]:
+    """The signals of these names, as training takes them for this task."""
+    signals = signals_of(names)
+    if isinstance(task, Detection):
+        for name in ("vmap_grad_norm", "last_layer"):
+            if name in names:
+                raise ConfigError(
+                    f"signals: {name} needs a model whose rows are examples, and regions are not; "
+                    "take loss, output_grad_norm or grad_norm (one example at a time)"
+                )
+        looped = dataclasses.replace(SIGNALS["looped_grad_norm"], name="grad_norm")
+        return [looped if signal.name == "grad_norm" else signal for signal in signals]
+    if isinstance(task, InstructionTuning) and task.packing:
+        for name in names:
+            if name not in PACKED_SIGNALS:
+                raise ConfigError(
+                    f"signals: the run is packed, and in packed rows there is no gradient of one "
+                    f"example, which {name} is made of; take loss or output_grad_norm"
+                )
+    return signals
 
 
 @contextlib.contextmanager

@@ -69,9 +69,10 @@ def write_scores_page(
     first = scored.signals[0]
     values, readable = scored.columns[first], scored.readable.nonzero()[0]
     order = readable[values[readable].argsort(kind="stable")]
+    shown = min(SHOWN, -(-len(order) // 2))  # of few, none is both hard and easy
     parts = [
-        (f"Hardest: the highest {first}", order[::-1][:SHOWN], ""),
-        (f"Easiest: the lowest {first}", order[:SHOWN], ""),
+        (f"Hardest: the highest {first}", order[::-1][:shown], ""),
+        (f"Easiest: the lowest {first}", order[:shown], ""),
     ]
     if "label_error" in scored.columns:
         found = scored.likely_errors()

@@ -342,7 +342,7 @@ def test_a_page_of_pictures_has_each_inside(tmp_path):
 
     found = page_of(scored, tmp_path / "p.html", thumbnails=small)
     errors = len(scored.likely_errors())
-    assert found.count("data:image/png") == 1 + 30 + 30 + min(errors, 48)
+    assert found.count("data:image/png") == 1 + 15 + 15 + min(errors, 48)
     bare = page_of(score_dataset(Numbers(), numbers_source()), tmp_path / "q.html")
     assert "Likely label errors" not in bare
-    assert bare.count("<figcaption>") == 60
+    assert bare.count("<figcaption>") == 30

@@ -21,11 +21,16 @@ from sklearn.datasets import load_digits
 
 from attent.pipeline import initialize, run, score
 from attent.tasks import cli, score_run
+from attent.tasks.detection.config import DetectConfig
 from attent.tasks.folder import RunFolder
-from attent.tasks.run import load_trained
+from attent.tasks.language.config import InstructConfig
+from attent.tasks.run import load_trained, start
 from attent.tasks.score_run import counting
 from tests.tasks.finetuned import flags, picture, save, trained, write_images
 from tests.tasks.test_cli import only_an_error
+from tests.tasks.test_detect_cli import SMALL as DETECT
+from tests.tasks.test_language_cli import LLAMA, entries
+from tests.tasks.test_resume import silent
 from tests.tasks.texts import labelled, release, write
 
 SCRIPT = Path(sys.executable).with_name("attent")
@@ -217,7 +222,7 @@ def test_what_is_there_is_replaced_only_where_that_is_asked_for(small, attent):
     assert len(Path("s.csv").read_text().splitlines()) == 13
 
 
-def test_ctrl_c_leaves_nothing_half_done(small, attent, monkeypatch):
+def test_ctrl_c_leaves_nothing_half_done(small, attent, monkeypatch, capsys):
     Path("s.csv").write_text("mine")
 
     def stopped(*given, **how):
@@ -227,6 +232,7 @@ def test_ctrl_c_leaves_nothing_half_done(small, attent, monkeypatch):
     monkeypatch.setattr(score_run, "score_dataset", stopped)
     words = ["score", str(small.path), "--out", "s.csv", "--overwrite"]
     assert cli.main(words) == cli.EXIT_INTERRUPTED
+    assert capsys.readouterr().err.startswith("stopped: no file was left half written")
     assert Path("s.csv").read_text() == "mine"
     assert [p.name for p in Path().iterdir()] == ["s.csv"]
 
@@ -256,9 +262,41 @@ def test_runs_of_scenes_are_scored(name, attent, tmp_path):
     count = 4 if name == "pretrain" else 6
     assert table.num_rows == count
     page = Path("run/scores.html").read_text()
-    assert page.count("<figcaption>") == 2 * count
-    assert page.count("data:image/") == 2 * count + 1
+    assert page.count("<figcaption>") == count  # half of them hard, the others easy
+    assert page.count("data:image/") == count + 1
     assert "label errors" not in page
+
+
+def test_objects_are_scored_one_at_a_time_where_gradients_are_asked_for(attent, tmp_path):
+    options = {**DETECT, "data": "scenes", "epochs": 2, "output_dir": str(tmp_path / "run")}
+    start("detect", DetectConfig(**options), silent)
+    words = ("score", "run", "--signals", "loss", "grad_norm", "looped_grad_norm")
+    status, _, err = attent(*words)
+    assert status == 0, err
+    found = parquet.read_table("run/scores.parquet")
+    assert found["grad_norm"].to_pylist() == found["looped_grad_norm"].to_pylist()
+    assert "objects<br>loss" in Path("run/scores.html").read_text()
+    for name in ("vmap_grad_norm", "last_layer"):
+        error = only_an_error(*attent("score", "run", "--signals", name, "--out", "s.csv"))
+        assert f"signals: {name} needs a model whose rows are examples" in error
+
+
+def test_instructions_are_scored_and_packed_ones_have_no_gradients(attent, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(entries(30)))
+    for packing in (False, True):
+        options = {
+            "data": "rows.json", "model_name_or_path": LLAMA, "adapter": "full", "epochs": 2,
+            "model_max_length": 128, "warmup_epochs": 0.0, "method": "full", "device": "cpu",
+            "threads": 1, "progress": False, "packing": packing, "output_dir": f"run{packing}",
+        }  # fmt: skip
+        start("instruct", InstructConfig(**options), silent)
+    status, _, err = attent("score", "runFalse", "--signals", "loss", "grad_norm", "--out", "s.csv")
+    assert status == 0, err
+    assert "--- learned:" in Path("s.html").read_text()
+    words = ("score", "runTrue", "--out", "t.csv", "--signals")
+    error = only_an_error(*attent(*words, "loss", "grad_norm"))
+    assert "in packed rows there is no gradient of one example, which grad_norm is made of" in error
+    assert attent(*words, "loss", "output_grad_norm")[0] == 0
 
 
 @pytest.mark.slow
