@@ -193,32 +193,38 @@ def score_dataset(
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     state = initial_state(task, source) if state is None else state
     loading = loading or Loading()
-    kept = _Kept(len(source))
+    names = tuple(signal.name for signal in chosen)
+    kept = _Kept(len(source), names)
     with in_eval_mode(task.model):
         model, done = Frozen(task, state), 0
         for batch in Stream(source, longest_first(source), batch_size, loading=loading):
-            index = batch["index"].cpu()
-            for name, values in _measured(model, chosen, batch, chunk).items():
-                if name in {signal.name for signal in chosen}:
-                    check_finite(values, index, source, name)
-                kept.put(name, index, values)
-            done += len(index)
+            kept.take(_measured(model, chosen, batch, chunk), batch["index"].cpu(), source)
+            done += len(batch)
             if tell is not None:
                 tell(done, len(source))
     unreadable = None if loading.skipped is None else loading.skipped.of(source)
-    names = tuple(signal.name for signal in chosen)
-    told = {"task": task.name, "examples": len(source), "signals": list(names)}
-    if unreadable is not None:
-        told["unreadable"] = len(unreadable)
-    told["versions"] = {name: version(name) for name in ("attent", "torch")}
     return Scored(
         source=source,
         signals=names,
-        columns=kept.columns(unreadable or {}, names),
+        columns=kept.columns(unreadable or {}),
         classes=getattr(source, "classes", None) if classes is None else classes,
         unreadable=unreadable,
-        about={**told, **(about or {})},
+        about={**_about(task, source, names, unreadable), **(about or {})},
     )
+
+
+def _about(
+    task: Task, source: Source, signals: Sequence[str], unreadable: Mapping[int, str] | None
+) -> dict[str, Any]:
+    """What was measured, and by which versions."""
+    skipped = {} if unreadable is None else {"unreadable": len(unreadable)}
+    return {
+        "task": task.name,
+        "examples": len(source),
+        "signals": list(signals),
+        **skipped,
+        "versions": {name: version(name) for name in ("attent", "torch")},
+    }
 
 
 def signals_of(signals: Sequence[str | Signal]) -> list[Signal]:
@@ -286,11 +292,19 @@ def _probabilities(task: Task, output: Any, batch: TensorDict) -> Tensor:
 class _Kept:
     """What was measured of each example, as batches come in any order."""
 
-    def __init__(self, num_examples: int) -> None:
+    def __init__(self, num_examples: int, signals: Sequence[str]) -> None:
         self._num_examples = num_examples
+        self._signals = signals
         self._found: dict[str, np.ndarray] = {}
 
-    def put(self, name: str, index: Tensor, values: Tensor) -> None:
+    def take(self, measured: Mapping[str, Tensor], index: Tensor, source: Source) -> None:
+        """Enter what was measured of the examples at ``index``; scores must be finite."""
+        for name, values in measured.items():
+            if name in self._signals:
+                check_finite(values, index, source, name)
+            self._put(name, index, values)
+
+    def _put(self, name: str, index: Tensor, values: Tensor) -> None:
         """Enter the values ``[B, ...]`` of the examples at ``index``."""
         given = values.detach().cpu().numpy()
         if name not in self._found:
@@ -303,10 +317,10 @@ class _Kept:
                 self._found[name] = np.zeros(shape, dtype)
         self._found[name][index.numpy()] = given
 
-    def columns(self, unreadable: Mapping[int, str], signals: Sequence[str]) -> dict:
+    def columns(self, unreadable: Mapping[int, str]) -> dict[str, np.ndarray]:
         """Columns of the table, of probabilities what they say."""
         shares = self._found.pop("probabilities", None)
-        found = {name: self._found[name] for name in self._found if name not in signals}
+        found = {name: self._found[name] for name in self._found if name not in self._signals}
         if shares is not None:
             known = np.ones(len(shares), bool)
             known[list(unreadable)] = False
@@ -317,4 +331,4 @@ class _Kept:
             found["probability"] = np.concatenate([part.max(1) for part in parts])
             found |= {"margin": errors.margin, "suggested": errors.suggested}
             found["label_error"] = errors.suggested >= 0
-        return found | {name: self._found[name] for name in signals}
+        return found | {name: self._found[name] for name in self._signals}
