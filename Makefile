@@ -30,7 +30,7 @@ lint: setup
 # the name they are imported by.
 types: setup
 	mkdir -p build/typing/attent
-	for part in pipeline models tasks; do ln -sfn ../../../$$part build/typing/attent/$$part; done
+	for part in pipeline models tasks loops; do ln -sfn ../../../$$part build/typing/attent/$$part; done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: setup
