@@ -54,7 +54,7 @@ def measure(
     if data is not None:
         other = dataclasses.replace(config, data=data)
         held_out = COMMANDS[command].load_held_out(other, loaded.held_out)
-        _same_form(loaded, held_out, data)
+        same_form(loaded, held_out, data)
     loading = loading_of(config)
     stage = evaluate(
         loaded.task,
@@ -78,7 +78,7 @@ def measure(
     return found, step
 
 
-def _same_form(run: Run, other: Source, data: str) -> None:
+def same_form(run: Run, other: Source, data: str) -> None:
     """Refuse data of other classes than those that the model has learned, or of other pictures."""
     for name, what in (("num_outputs", "outputs a pixel"), ("classes", "classes")):
         mine, theirs = getattr(run.held_out, name, None), getattr(other, name, None)

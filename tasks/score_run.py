@@ -30,7 +30,7 @@ from attent.tasks.detection import Detection
 from attent.tasks.folder import RunFolder, make_folder
 from attent.tasks.language import InstructionTuning
 from attent.tasks.language.config import PACKED_SIGNALS
-from attent.tasks.measure import _same_form
+from attent.tasks.measure import same_form
 from attent.tasks.report.scores import write_scores_page
 from attent.tasks.run import load_trained
 from attent.tasks.scoring import Scored, score_dataset, signals_of
@@ -188,7 +188,7 @@ def _source(command: str, options: Any, run: Run, config: ScoreConfig) -> Source
             source = COMMANDS[command].load_data(_whole(command, options))[0]
         except ConfigError as error:
             raise ConfigError(f"{error} (split val needs no training split)") from error
-    _same_form(run, source, config.data)
+    same_form(run, source, config.data)
     return source
 
 

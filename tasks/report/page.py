@@ -23,7 +23,7 @@ from attent.tasks.report import figures
 from attent.tasks.report.history import History, load_history
 from attent.tasks.run import load_trained
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
        padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
@@ -73,7 +73,7 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
     title = f"attent: {', '.join(run.name for run in runs)}"
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
         f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
     )
     path = where / "report.html"

@@ -24,7 +24,7 @@ from torch import Tensor
 from attent.pipeline import Source
 from attent.pipeline.checkpoint import write_atomically
 from attent.tasks.report import figures
-from attent.tasks.report.page import _STYLE
+from attent.tasks.report.page import STYLE
 from attent.tasks.scoring import Scored
 
 Thumbnails = Callable[[TensorDict], Sequence[tuple[Tensor, str]]]
@@ -85,7 +85,7 @@ def write_scores_page(
         sections.append(_cards(scored, index.tolist(), thumbnails, text))
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}{_CARDS}</style>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}{_CARDS}</style>'
         f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
     )
     write_atomically(path, page.encode())
