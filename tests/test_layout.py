@@ -1,4 +1,4 @@
-"""The architecture's rule of imports: tasks -> models, pipeline; loops -> pipeline; nothing back."""
+"""The rule of imports: tasks -> models, pipeline; loops -> pipeline; and nothing back."""
 
 from __future__ import annotations
 
