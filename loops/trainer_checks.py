@@ -1,0 +1,85 @@
+"""What selection does not go with in a Trainer, and what to do then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def check_trainer(trainer: Any, mixin: type, *, known: bool, given: Callable | None) -> None:
+    """Refuse options by which a trainer would do something else than they say.
+
+    Args:
+        trainer: all but its teacher is set up.
+        mixin: the class whose ``compute_loss`` is taken in place of that of those after it.
+        known: whether the losses of the model's rows are known.
+        given: the user's ``per_example_loss``.
+
+    Raises:
+        ValueError: all that was found, each with what to do.
+    """
+    found = [*_of_loading(trainer.args)]
+    if trainer.args.n_gpu > 1:
+        found.append(
+            "several GPUs in one process (DataParallel): start with accelerate or torchrun"
+        )
+    found += _of_losses(trainer, given is None)
+    if given is None and not known:
+        name = type(trainer.accelerator.unwrap_model(trainer.model)).__name__
+        found.append(
+            f"the losses of single rows of a {name} are not known here: give "
+            "per_example_loss=(model, inputs) -> [rows]"
+        )
+    if given is None and not found and (owner := _owner(type(trainer), mixin)):
+        found.append(
+            f"{owner} has a compute_loss of its own, which gives one number for a batch: give "
+            "per_example_loss=(model, inputs) -> [rows]"
+        )
+    if found:
+        raise ValueError("selection does not go with: " + "; ".join(found))
+
+
+def _of_loading(args: Any) -> Iterator[str]:
+    if args.max_steps > 0:
+        yield (
+            f"max_steps={args.max_steps}: the teacher's budget says how long training is; leave it "
+            "at -1"
+        )
+    if getattr(args, "packing", False) or getattr(args, "padding_free", False):
+        yield (
+            "packing and padding_free, which put several examples into one row, so that it is not "
+            "known which loss is whose: set both to False"
+        )
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if getattr(args, "group_by_length", False):  # its older name
+        strategy = "group_by_length"
+    if strategy != "random":
+        yield f"train_sampling_strategy={strategy!r}: the teacher gives the order; leave 'random'"
+    if args.dataloader_drop_last:
+        yield "dataloader_drop_last: what is selected is trained on; leave it False"
+    if args.auto_find_batch_size:
+        yield "auto_find_batch_size: training would begin again with a teacher that has begun"
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name, None):
+            yield f"{name}: the teacher gives each process its part; leave it unset"
+
+
+def _of_losses(trainer: Any, by_us: bool) -> Iterator[str]:
+    if trainer.args.label_smoothing_factor:
+        yield "label_smoothing_factor: leave it 0, and smooth in a per_example_loss"
+    if trainer.compute_loss_func is not None:
+        yield "compute_loss_func, which gives one number for a batch: give per_example_loss"
+    if by_us and getattr(trainer.args, "loss_type", "nll") not in ("nll", "chunked_nll"):
+        yield f"loss_type={trainer.args.loss_type!r}: give it as per_example_loss"
+
+
+def _owner(cls: type, mixin: type) -> str | None:
+    """The class whose ``compute_loss`` is passed over, unless it is one whose losses are known."""
+    after = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
+    for each in after:
+        if "compute_loss" in vars(each):
+            library = each.__module__.partition(".")[0]
+            name = (library, each.__name__)
+            known = name in {("transformers", "Trainer"), ("trl", "SFTTrainer")}
+            return None if known else each.__name__
+    return None
