@@ -1,0 +1,124 @@
+"""A tiny Llama and its rows, trained by a Trainer with a Teacher and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from attent.loops.transformers import Selective
+from attent.pipeline import Teacher, constant
+
+N = 21  # in batches of 4: 4, 4, 4, 4, 5
+BUDGET = 4 * N + 2
+WORDS, LENGTH = 13, 6
+
+
+class SelectiveTrainer(Selective, Trainer):
+    """As a user writes it."""
+
+
+class Noting(Teacher):
+    """A teacher that notes what it is told: the examples of each call, and their losses."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.noted: list[list[int]] = []
+        self.losses: list[Tensor] = []
+
+    def observe(self, index: Any, losses: Tensor) -> Tensor:
+        found = super().observe(index, losses)
+        self.noted.append(torch.as_tensor(index).tolist())
+        self.losses.append(losses.detach().clone())
+        return found
+
+    def by_step(self, sizes: list[int]) -> list[list[int]]:
+        """What was told, put together to batches of these sizes."""
+        told = [i for noted in self.noted for i in noted]
+        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+        assert len(told) == sum(sizes)
+        return [told[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def teacher(**options: Any) -> Noting:
+    return Noting(N, **({"ratio": constant(0.4), "budget": BUDGET, "seed": 3} | options))
+
+
+def rows(count: int = N, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Of which the first ids are not learned from, in some rows more than in others."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for row in range(count):
+        ids = torch.randint(0, WORDS, (LENGTH,), generator=draw)
+        labels = ids.clone()
+        labels[: row % 3] = -100
+        found.append({"input_ids": ids, "labels": labels})
+    return found
+
+
+def llama(dropout: float = 0.0) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        attention_dropout=dropout,
+        pad_token_id=0,
+    )
+    draw = torch.Generator().manual_seed(1)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) / 4)
+    return model
+
+
+def arguments(folder: Path | str, **options: Any) -> TrainingArguments:
+    """Plain gradient descent by 0.5, in batches of 4."""
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "optim": "sgd",
+        "learning_rate": 0.5,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+    }
+    return TrainingArguments(str(folder), **(defaults | options))
+
+
+def trained(folder: Path | str, taught: Teacher, *, model: Any = None, **options: Any) -> Trainer:
+    """A trainer after its training."""
+    args = arguments(folder, **options)
+    trainer = SelectiveTrainer(model or llama(), args, train_dataset=rows(), teacher=taught)
+    trainer.train()
+    return trainer
+
+
+def by_hand(taught: Noting, batch_size: int = 4) -> LlamaForCausalLM:
+    """The same in a plain loop over the teacher."""
+    model = llama().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    loader = DataLoader(taught.with_index(rows()), batch_sampler=taught.batches(batch_size))
+    for index, batch in taught.loop(loader):
+        logits, labels = model(batch["input_ids"]).logits[:, :-1], batch["labels"][:, 1:]
+        each = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        losses = each.sum(1) / (labels != -100).sum(1)
+        optimizer.zero_grad()
+        taught.observe(index, losses).backward()
+        optimizer.step()
+    return model
+
+
+def assert_weights_close(one: Any, other: Any, *, atol: float) -> None:
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=atol)
