@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import logging
+import sys
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,12 +27,12 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
     # Its advice, by the machine that it finds.
     pytest.mark.filterwarnings("ignore:The 'val_dataloader' does not have many workers"),
+    # Those that go on make no checkpoints: ModelCheckpoint is no part of what is asked here.
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
 ]
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def data() -> TensorDataset:
@@ -168,3 +170,230 @@ def test_the_end_of_a_pass_is_one_of_an_epoch(tmp_path):
     assert passes[:3] == [[8] * 7 + [5], [8, 8, 2], [8, 8, 2]]
     assert ends[-1] == len(sizes)
     assert runner.current_epoch == len(passes) == teacher.passes + 1
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter(Regression):
+    """Dies in a step, when batches were read ahead and its loss was told."""
+
+    def __init__(self, teacher: Teacher, steps: int) -> None:
+        super().__init__(teacher)
+        self.steps = steps
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if len(self.batches) > self.steps:
+            raise Killed
+        return loss
+
+
+@pytest.mark.parametrize("stop", [1, 7, 8, 9, 11, 20, 37])
+def test_it_goes_on_where_it_was_killed(tmp_path, stop):
+    """Within passes, and at the ends of the first (8 batches) and of the second (3)."""
+    whole = fitted(tmp_path, teach())
+    teacher = teach()
+    model, callback = KilledAfter(teacher, stop), TeacherCallback(teacher)
+    keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=1)
+    loading = {"num_workers": 1} if stop == 9 else {}
+    loader = callback.loader(data(), batch_size=BATCH, **loading)
+    with pytest.raises(Killed):
+        trainer(tmp_path, callback, keep).fit(model, loader)
+    again = teach()
+    model, callback = Regression(again), TeacherCallback(again)
+    loader = callback.loader(data(), batch_size=BATCH, **loading)
+    runner = trainer(tmp_path, callback)
+    runner.fit(model, loader, ckpt_path=tmp_path / "kept.ckpt")
+    assert model.batches == whole.batches[stop:]
+    same_weights(model.net, whole.net)
+    assert runner.global_step == len(whole.batches)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}], ids=["", "accumulated"])
+def test_it_goes_on_after_a_pass(tmp_path, options):
+    """By the checkpoints that Lightning makes at an epoch's end; that of the last ends at once."""
+    teacher = teach()
+    whole, callback = Regression(teacher), TeacherCallback(teacher)
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    runner = trainer(tmp_path, callback, keep, **options)
+    runner.fit(whole, callback.loader(data(), batch_size=BATCH))
+    ends = {0: 8, 1: 11, runner.current_epoch - 1: len(whole.batches)}
+    for epoch, end in ends.items():
+        teacher = teach()
+        model, callback = Regression(teacher), TeacherCallback(teacher)
+        loader = callback.loader(data(), batch_size=BATCH)
+        runner = trainer(tmp_path, callback, **options)
+        runner.fit(model, loader, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert model.batches == whole.batches[end:]
+        same_weights(model.net, whole.net)
+        assert teacher.finished
+
+
+def test_evaluating_a_checkpoint_leaves_the_teacher_alone(tmp_path):
+    teacher = teach()
+    model, callback = Validated(teacher), TeacherCallback(teacher)
+    rows = DataLoader(data(), batch_size=N)
+    loader = callback.loader(data(), batch_size=BATCH)
+    early = ModelCheckpoint(tmp_path, "early", every_n_epochs=1)
+    runner = trainer(tmp_path, callback, early, max_steps=9, num_sanity_val_steps=0)
+    runner.fit(model, loader, rows)
+    assert not teacher.finished  # one's own max_steps is one's own affair
+    runner = trainer(tmp_path, callback, num_sanity_val_steps=0)
+    runner.fit(model, loader, rows)
+    assert teacher.finished
+    runner.validate(model, rows, ckpt_path=tmp_path / "early.ckpt", verbose=False)
+    assert teacher.finished
+
+
+def test_a_loader_that_reads_ahead_in_seeded_workers(tmp_path, monkeypatch):
+    """It keeps its workers, collates its own way, and its workers are seeded as asked."""
+    for name in ("PL_SEED_WORKERS", "PL_GLOBAL_SEED"):
+        monkeypatch.setenv(name, "1")
+    batches, model = by_hand(teach())
+    loading = {"num_workers": 2, "persistent_workers": True, "collate_fn": columns}
+    teacher = teach()
+    found, callback = Regression(teacher), TeacherCallback(teacher)
+    loader = callback.loader(data(), batch_size=BATCH, **loading)
+    trainer(tmp_path, callback).fit(found, loader)
+    assert found.batches == batches
+    same_weights(found.net, model)
+    assert loader.worker_init_fn.func.__name__ == "pl_worker_init_function"
+
+
+def columns(items: list[Any]) -> list[Tensor]:
+    return [torch.stack(column) for column in zip(*items, strict=True)]
+
+
+class Logged(Regression):
+    """From a data module, made anew for each epoch; what is logged at each step is kept."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(teacher)
+        self.logged: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.logged.append({k: float(v) for k, v in self.trainer.logged_metrics.items()})
+
+
+class Module(LightningDataModule):
+    def __init__(self, callback: TeacherCallback) -> None:
+        super().__init__()
+        self.callback, self.asked = callback, 0
+
+    def train_dataloader(self) -> Any:
+        self.asked += 1
+        return self.callback.loader(data(), batch_size=BATCH)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_data_module_and_what_is_logged(tmp_path, every):
+    batches, _ = by_hand(teach())
+    teacher = teach()
+    model, callback = Logged(teacher), TeacherCallback(teacher)
+    module = Module(callback)
+    options = {"reload_dataloaders_every_n_epochs": every, "log_every_n_steps": 1}
+    runner = trainer(tmp_path, callback, **options)
+    runner.fit(model, datamodule=module)
+    assert model.batches == batches
+    assert module.asked == (runner.current_epoch if every else 1)
+    seen = list(itertools.accumulate(map(len, batches)))
+    found = [one["teacher/progress"] for one in model.logged]
+    assert found == pytest.approx([count / (4 * N + 3) for count in seen])
+    assert [one["teacher/ratio"] for one in model.logged[7:9]] == pytest.approx([1.0, 0.3])
+
+
+class Silent(Regression):
+    """It forgets to tell, or tells a part alone."""
+
+    def __init__(self, teacher: Teacher, told: int) -> None:
+        super().__init__(teacher)
+        self.told = told
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        (index, rows), told = batch, self.told
+        losses = self.losses(rows)
+        return self.teacher.observe(index[:told], losses[:told]) if told else losses.mean()
+
+
+@pytest.mark.parametrize("told", [0, 7])
+def test_a_step_that_does_not_tell_its_losses(tmp_path, told):
+    teacher = teach()
+    callback = TeacherCallback(teacher)
+    first = next(teacher.begin(BATCH).batches())[0]  # type: ignore[union-attr]
+    loader = callback.loader(data(), batch_size=BATCH)
+    message = rf"has not told the losses of batch 0, .* \(the first is {first}\): it returns"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, callback).fit(Silent(teacher, told), loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_epochs": 5}, r"give Trainer\(max_epochs=-1\), not 5: an epoch is a pass"),
+        ({"min_steps": 5}, r"give no Trainer\(min_steps=5\)"),
+        ({"limit_train_batches": 1}, "for a shorter run give the teacher a smaller budget"),
+        ({"overfit_batches": 0.5}, "neither .* nor overfit_batches"),
+        ({"val_check_interval": 0.25}, "val_check_interval=0.25 is a share of an epoch"),
+    ],
+)
+def test_trainers_that_do_not_go_with_it(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(tmp_path, teach(), **options)
+
+
+def test_a_dry_run_of_a_batch(tmp_path):
+    assert len(fitted(tmp_path, teach(), fast_dev_run=True).batches) == 1
+
+
+def test_loaders_that_are_not_of_this_teacher(tmp_path):
+    teacher, other = teach(), teach()
+    plain = DataLoader(teacher.with_index(data()), batch_sampler=teacher.batches(BATCH))
+    theirs = TeacherCallback(other).loader(data(), batch_size=BATCH)
+    for loader, name in ((plain, "DataLoader"), (theirs, "Passes"), ([plain], "list")):
+        runner = trainer(tmp_path, TeacherCallback(teacher), log_every_n_steps=1)
+        with pytest.raises(ValueError, match=f"given a {name} .* callback.loader"):
+            runner.fit(Regression(teacher), loader)
+
+
+@pytest.mark.parametrize("name", ["shuffle", "sampler", "batch_sampler", "drop_last"])
+def test_options_of_a_loader_that_are_not_to_be_given(name):
+    with pytest.raises(ValueError, match=f"loader is given {name}: which examples come"):
+        TeacherCallback(teach()).loader(data(), batch_size=BATCH, **{name: True})
+
+
+def test_checkpoints_of_another_teacher_or_of_none(tmp_path):
+    teacher = teach(seed=6)
+    model, callback = Regression(teacher), TeacherCallback(teacher)
+    keep = ModelCheckpoint(tmp_path, "other", every_n_train_steps=1)
+    runner = trainer(tmp_path, callback, keep, max_steps=1)
+    runner.fit(model, callback.loader(data(), batch_size=BATCH))
+    keep = ModelCheckpoint(tmp_path / "without", every_n_train_steps=1)
+    trainer(tmp_path, keep, max_steps=1).fit(Alone(), DataLoader(data()))
+    for path, message in (
+        (tmp_path / "other.ckpt", "differs in seed"),
+        (keep.best_model_path, "without a TeacherCallback"),
+    ):
+        teacher = teach()
+        callback = TeacherCallback(teacher)
+        loader = callback.loader(data(), batch_size=BATCH)
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, callback).fit(Regression(teacher), loader, ckpt_path=path)
+
+
+class Alone(Regression):
+    """The same model, trained on everything."""
+
+    def __init__(self) -> None:
+        super().__init__(teach())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.losses(batch).mean()
+
+
+def test_without_lightning(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    monkeypatch.delitem(sys.modules, "attent.loops.lightning")
+    with pytest.raises(ValueError, match=r'pip install "attent\[lightning\]"'):
+        importlib.import_module("attent.loops.lightning")
