@@ -109,8 +109,8 @@ def test_a_row_without_labels_is_no_loss():
     labels = ids.clone()
     labels[0] = -100
     found = row_losses("causal", llama(), {"input_ids": ids, "labels": labels})
-    assert float(found[0]) == 0.0
-    assert float(found[1]) > 1.0
+    assert found[0].item() == 0.0
+    assert found[1].item() > 1.0
 
 
 def test_logits_are_held_in_their_own_precision(monkeypatch):
