@@ -204,6 +204,15 @@ class Passes:
     def worker_init_fn(self, function: Any) -> None:
         self.loader.worker_init_fn = function
 
+    # By this name of a DataLoader's, Lightning ends workers that are kept, when a fit ends.
+    @property
+    def _iterator(self) -> Any:
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self.loader._iterator = iterator
+
 
 class Collate:
     """Batches of ``(index, item)``: the indices ``[b]`` int64, and the items as they would be.

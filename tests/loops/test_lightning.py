@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import logging
+import multiprocessing
 import sys
 from typing import Any
 
@@ -172,10 +173,6 @@ def test_the_end_of_a_pass_is_one_of_an_epoch(tmp_path):
     assert runner.current_epoch == len(passes) == teacher.passes + 1
 
 
-class Killed(Exception):
-    pass
-
-
 class KilledAfter(Regression):
     """Dies in a step, when batches were read ahead and its loss was told."""
 
@@ -186,7 +183,7 @@ class KilledAfter(Regression):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         if len(self.batches) > self.steps:
-            raise Killed
+            raise RuntimeError("killed")
         return loss
 
 
@@ -199,7 +196,7 @@ def test_it_goes_on_where_it_was_killed(tmp_path, stop):
     keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=1)
     loading = {"num_workers": 1} if stop == 9 else {}
     loader = callback.loader(data(), batch_size=BATCH, **loading)
-    with pytest.raises(Killed):
+    with pytest.raises(RuntimeError, match="killed"):
         trainer(tmp_path, callback, keep).fit(model, loader)
     again = teach()
     model, callback = Regression(again), TeacherCallback(again)
@@ -248,7 +245,7 @@ def test_evaluating_a_checkpoint_leaves_the_teacher_alone(tmp_path):
 
 
 def test_a_loader_that_reads_ahead_in_seeded_workers(tmp_path, monkeypatch):
-    """It keeps its workers, collates its own way, and its workers are seeded as asked."""
+    """Kept from pass to pass, seeded as asked, and gone at the end; it collates its own way."""
     for name in ("PL_SEED_WORKERS", "PL_GLOBAL_SEED"):
         monkeypatch.setenv(name, "1")
     batches, model = by_hand(teach())
@@ -260,6 +257,7 @@ def test_a_loader_that_reads_ahead_in_seeded_workers(tmp_path, monkeypatch):
     assert found.batches == batches
     same_weights(found.net, model)
     assert loader.worker_init_fn.func.__name__ == "pl_worker_init_function"
+    assert not multiprocessing.active_children()
 
 
 def columns(items: list[Any]) -> list[Tensor]:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, TensorDataset
 
 from attent.loops.lightning import TeacherCallback
@@ -68,7 +68,9 @@ class Regression(LightningModule):
 class Stop(Callback):
     """After so many batches, before which a checkpoint was made."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         trainer.should_stop = trainer.should_stop or len(pl_module.batches) == STOP
 
 
@@ -116,7 +118,7 @@ def _one(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def runs():
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
-        mp.spawn(_one, (folder,), 2)
+        spawn(_one, (folder,), 2)
         several = [torch.load(Path(folder, f"{r}.pt"), weights_only=False) for r in range(2)]
         return all_runs(other), several
 
