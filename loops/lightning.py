@@ -114,8 +114,7 @@ class TeacherCallback(Callback):
         if self.teacher.progress == self._before:
             raise ValueError(
                 f"training_step has not told the losses of batch {batch_idx}, or not of all its "
-                f"examples (the first is {int(batch[0][0])}): it returns "
-                "teacher.observe(index, losses), of the callback's teacher"
+                "examples: it returns teacher.observe(index, losses), of the callback's teacher"
             )
         if self.log and not trainer.barebones:
             known = {"teacher/progress": self.teacher.progress, "teacher/ratio": self.teacher.ratio}
@@ -239,10 +238,10 @@ def check_trainer(trainer: Trainer) -> None:
     world = processes()
     if (shares["num_replicas"], shares["rank"]) != (world.count, world.rank):
         raise ValueError(
-            f"strategy {type(trainer.strategy).__name__} parts a batch in "
-            f"{shares['num_replicas']}, but torch.distributed knows {world.count} processes, each "
-            "of which a teacher gives a part: use one that replicates the model over all of them, "
-            "such as 'ddp'"
+            f"strategy {type(trainer.strategy).__name__} parts batches in "
+            f"{shares['num_replicas']}, but torch.distributed knows {world.count} processes, to "
+            "each of which a teacher gives a part: use one that trains all of them on parts of "
+            "their own, such as 'ddp'"
         )
     options: Any = trainer  # type checkers do not see what its constructor leaves to others
     if options.fast_dev_run:

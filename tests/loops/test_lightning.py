@@ -319,10 +319,8 @@ class Silent(Regression):
 def test_a_step_that_does_not_tell_its_losses(tmp_path, told):
     teacher = teach()
     callback = TeacherCallback(teacher)
-    first = next(teacher.begin(BATCH).batches())[0]  # type: ignore[union-attr]
     loader = callback.loader(data(), batch_size=BATCH)
-    message = rf"has not told the losses of batch 0, .* \(the first is {first}\): it returns"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"has not told the losses of batch 0, .* it returns"):
         trainer(tmp_path, callback).fit(Silent(teacher, told), loader)
 
 

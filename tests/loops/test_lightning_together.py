@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from attent.loops.lightning import TeacherCallback
 from attent.pipeline import Teacher, constant, infobatch
-from attent.pipeline.processes import processes
+from attent.pipeline.processes import Processes, processes
 from tests.tiny import tiny_source
 
 N = 29  # in batches of 4: a pass ends with one of 5
@@ -153,3 +153,9 @@ def test_they_go_on_where_they_were_saved(runs):
             assert torch.equal(mine, theirs)
         for name, value in found["whole"]["saved"].items():
             assert torch.equal(found["second"]["saved"][name], value), name
+
+
+def test_a_strategy_that_does_not_know_of_all_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("attent.loops.lightning.processes", lambda: Processes(0, 2))
+    with pytest.raises(ValueError, match=r"parts batches in 1, but torch.distributed knows 2"):
+        run(str(tmp_path))
