@@ -131,11 +131,6 @@ class StepLoader:
         """What is read, with indices."""
         return self.loop.dataset
 
-    @property
-    def remaining(self) -> int:
-        """Optimiser steps that are left, exact for the pass that was begun."""
-        return len(self.loop)
-
 
 def _shared(step: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The micro-batches of one step with their shares in it."""

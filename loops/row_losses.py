@@ -87,6 +87,47 @@ def row_losses(
     return _token_means(logits, labels)
 
 
+@torch.no_grad()
+def check_row_losses(
+    kind: str, model: Any, inputs: Mapping[str, Any], problem: str | None = None
+) -> None:
+    """Hold the loss of a batch's first row against what the model itself says of that row alone.
+
+    Not every family shifts its labels or weighs its classes as others do. No random number is
+    drawn.
+
+    Args:
+        kind: from `kind_of`.
+        model: as the loop wraps it; it is in the mode it was in afterwards.
+        inputs: of the model, with ``labels``.
+        problem: as of `row_losses`.
+
+    Raises:
+        ValueError: they differ.
+    """
+    size, mode = len(inputs["labels"]), model.training
+    row = {
+        name: value[:1] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for name, value in inputs.items()
+    }
+    model.eval()
+    output = model(**row)
+    own = output.get("loss") if isinstance(output, Mapping) else output[0]
+    mine = row_losses(kind, model, row, problem)
+    model.train(mode)
+    # A row without labels has the loss NaN there and 0 here.
+    if own is None or not bool(torch.isfinite(own).all()):
+        return
+    # The same logits, of which some models form the loss in their own precision.
+    near = 1e-4 if own.dtype == torch.float32 else 2e-2
+    if not torch.allclose(mine, own.float().reshape(1), rtol=near, atol=near):
+        raise ValueError(
+            f"the model's own loss of a row is {own.item():.4f} and not {mine.item():.4f}, which "
+            f"is what models of its kind ({kind}) say of it: give "
+            "per_example_loss=(model, inputs) -> [rows]"
+        )
+
+
 def _token_means(logits: Tensor, labels: Tensor) -> Tensor:
     """Means over each row's labels, ``[B]``, of logits ``[B, T, V]``; in float32 a chunk at a time.
 

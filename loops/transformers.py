@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from attent.loops.micro_batches import CHOSEN, Chosen, Collate, MicroBatches, StepLoader
-from attent.loops.row_losses import kind_of, row_losses
+from attent.loops.row_losses import check_row_losses, kind_of, row_losses
 from attent.loops.trainer_checks import check_trainer
 from attent.pipeline.checkpoint import write_atomically
 from attent.pipeline.teacher import Teacher
@@ -81,6 +81,7 @@ class Selective(_Base):
             teacher.with_index(self.train_dataset)
         self.add_callback(_Following(self))
         self._chosen: MicroBatches | None = None
+        self._checked = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):  # type: ignore[override]
         """Train until the teacher's budget is spent; arguments and result are the trainer's.
@@ -168,6 +169,9 @@ class Selective(_Base):
             assert self._kind is not None
             config: Any = getattr(self.accelerator.unwrap_model(model), "config", None)
             problem = getattr(config, "problem_type", None)
+            if not self._checked and inputs.get("labels") is not None:
+                check_row_losses(self._kind, model, inputs, problem)
+                self._checked = True
             losses = row_losses(self._kind, model, inputs, problem)
         if not isinstance(losses, Tensor) or losses.shape != chosen.index.shape:
             found = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -193,7 +197,7 @@ class Selective(_Base):
         """Take the teacher's state from a checkpoint; the steps that were planned in it."""
         folder = get_last_checkpoint(str(self.args.output_dir)) if given is True else given
         if not folder:
-            if self.teacher.passes:
+            if self.teacher.progress:
                 raise ValueError(
                     f"the teacher has spent {self.teacher.progress:.0%} of its budget: give "
                     "resume_from_checkpoint, or make a new one (and a new trainer with it)"

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from attent.loops import row_losses as module
-from attent.loops.row_losses import kind_of, row_losses
+from attent.loops.row_losses import check_row_losses, kind_of, row_losses
 from tests.loops.training import LENGTH, WORDS, llama, rows
 
 
@@ -85,12 +85,17 @@ CASES = {
 @pytest.mark.parametrize("chunk", [None, 5], ids=["whole", "chunks of 5 tokens"])
 def test_each_is_what_the_model_says_of_that_row_alone(name, chunk, monkeypatch):
     build, labelled, kind = CASES[name]
-    model, labels = build().eval(), labelled()
+    model, labels = build(), labelled()
     ids = torch.stack([row["input_ids"] for row in rows(4)])
     if chunk:
         monkeypatch.setattr(module, "LOGITS", chunk * WORDS)
     assert kind_of(model) == kind
     problem = getattr(model.config, "problem_type", None)
+    before = torch.get_rng_state()
+    check_row_losses(kind, model.train(), {"input_ids": ids, "labels": labels}, problem)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    model.eval()
     found = row_losses(kind, model, {"input_ids": ids, "labels": labels}, problem)
     found.sum().backward()
     grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -152,3 +157,12 @@ def test_labels_that_do_not_fit():
     model = bert(BertForSequenceClassification, num_labels=3)
     with pytest.raises(ValueError, match=r"labels of \[4\] do not go .* 'multi_label_class"):
         row_losses("classes", model, {"input_ids": ids, "labels": torch.rand(4)})
+
+
+def test_a_model_with_a_loss_of_another_kind_is_found_out():
+    """A causal model whose labels were taken to be in place."""
+    ids = torch.stack([row["input_ids"] for row in rows(4)])
+    with pytest.raises(ValueError, match=r"own loss of a row is \d.* which is what .*\(tokens\)"):
+        check_row_losses("tokens", llama(), {"input_ids": ids, "labels": ids})
+    unlabelled = torch.full_like(ids, -100)
+    check_row_losses("causal", llama(), {"input_ids": ids, "labels": unlabelled})
