@@ -23,13 +23,14 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "readme"}
     code = blocks("python")
-    assert len(code) == 5
+    assert len(code) == 6
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
     assert "[False, True, False, True, False]" in printed
     assert "flowchart TD" in printed
     assert "held-out accuracy" in printed
+    assert re.search(r"100% of the budget in \d+ passes", printed)
     assert int(namespace["start"]["mask"].sum()) > 0
     assert len(namespace["Squares"]().fetch(namespace["torch"].tensor([3]))) == 1
 
@@ -51,6 +52,7 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
                 "predict",
                 "instruct",
                 "merge",
+                "score",
             },
         ),
         (
