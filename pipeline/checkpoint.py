@@ -7,15 +7,16 @@ it is executed on loading.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,13 +54,18 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of something else; the message names the file."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file's contents, or leave the old file whole: write beside it, fsync, rename."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written, which takes a path's place once the block has ended without an error.
+
+    Written beside it, fsynced and renamed: until then, and where the block raises, what was there
+    before is whole. Folders above it are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -70,6 +76,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file's contents, or leave the old file whole; see `replacing`."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def save_state(state: TensorDict, path: str | Path, about: Mapping[str, Any] | None = None) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 from pyarrow import csv, parquet
+
+from attent.pipeline.checkpoint import replacing
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
 
@@ -27,7 +26,7 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
         ValueError: another ending.
     """
     kind = ending(path)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         if kind == ".jsonl":
             for batch in batches:
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
@@ -48,17 +47,3 @@ def ending(path: Path) -> str:
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"{path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     return path.suffix.lower()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside another, which it replaces once it is written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
