@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,25 +60,53 @@ def write_report(folders: Sequence[RunFolder], report_dir: str | None) -> Path:
         "plain training, to compare runs by. Compute saved: against as many passes over everything "
         "as this run made, which is not the same as against another run here. Held-out figures of "
         "the last evaluation; best is over all evaluations, and so is optimistic.</p>",
-        _picture(
+        embedded(
             figures.learning_curves(runs, COMMANDS[runs[0].command].measures[0]),
-            where,
-            "learning_curves",
             "Loss and quality",
+            where / "learning_curves.png",
         ),
         *_parts(runs, where),
     ]
     for run in runs:
         sections += _run_section(run, where, prefix="" if len(runs) == 1 else f"{run.name}_")
     title = f"attent: {', '.join(run.name for run in runs)}"
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
-        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
-    )
     path = where / "report.html"
-    write_atomically(path, page.encode())
+    write_page(path, title, sections)
     return path
+
+
+def write_page(path: Path, title: str, sections: Iterable[str], style: str = "") -> None:
+    """Write a self-contained page.
+
+    Args:
+        path: of the file.
+        title: of the page, as text.
+        sections: what is below the title, as HTML.
+        style: CSS beside what all pages have.
+    """
+    name = html.escape(title)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}{style}</style>'
+        f"<h1>{name}</h1>{''.join(sections)}</html>\n"
+    )
+    write_atomically(path, page.encode())
+
+
+def embedded(figure: Figure, description: str, file: Path | None = None) -> str:
+    """A figure as an image that a page holds inside.
+
+    Args:
+        figure: what is drawn.
+        description: for those who do not see it.
+        file: a PNG that it is written to as well; None for none.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    if file is not None:
+        file.write_bytes(buffer.getvalue())
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
 
 
 def _run_section(run: History, where: Path, prefix: str) -> list[str]:
@@ -107,7 +135,7 @@ def _run_section(run: History, where: Path, prefix: str) -> list[str]:
     section = [f"<h2>{html.escape(run.name)}</h2>"]
     for name, figure, description in parts:
         if figure is not None:
-            section.append(_picture(figure, where, prefix + name, description))
+            section.append(embedded(figure, description, where / f"{prefix}{name}.png"))
     section += [_passage(passage) for passage in passages]
     if gone:
         section.append(f'<p class="note">{html.escape(gone)}</p>')
@@ -163,14 +191,6 @@ def _passage(passage: Passage) -> str:
     return f"<h3>{html.escape(passage.title)}</h3>{parts}"
 
 
-def _picture(figure: Figure, where: Path, name: str, description: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    (where / f"{name}.png").write_bytes(buffer.getvalue())
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
-
-
 def _table(runs: Sequence[History]) -> str:
     # A column for each figure that some run has; the first of each command also at its best.
     first = {COMMANDS[run.command].measures[0] for run in runs}
@@ -203,7 +223,7 @@ def _parts(runs: Sequence[History], where: Path) -> list[str]:
     return [
         "<h2>Held-out figures by part</h2>",
         _as_table(["run", *(measure.title for measure in measures)], rows),
-        _picture(figure, where, "parts", "Held-out figures by part"),
+        embedded(figure, "Held-out figures by part", where / "parts.png"),
     ]
 
 

@@ -22,9 +22,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from attent.pipeline import Source
-from attent.pipeline.checkpoint import write_atomically
 from attent.tasks.report import figures
-from attent.tasks.report.page import STYLE
+from attent.tasks.report.page import embedded, write_page
 from attent.tasks.scoring import Scored
 
 Thumbnails = Callable[[TensorDict], Sequence[tuple[Tensor, str]]]
@@ -78,17 +77,12 @@ def write_scores_page(
         found = scored.likely_errors()
         parts.insert(0, (f"Likely label errors: {len(found):,}", found[:SHOWN], _ERRORS))
     title = f"attent: scores of {scored.about.get('data', scored.about['task'])}"
-    sections = [_about(scored), _picture(histograms(scored), "Distribution of each signal")]
+    sections = [_about(scored), embedded(histograms(scored), "Distribution of each signal")]
     for heading, index, note in parts:
         sections.append(f"<h2>{html.escape(heading)}</h2>")
         sections.append(f'<p class="note">{note}</p>' * bool(note))
         sections.append(_cards(scored, index.tolist(), thumbnails, text))
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}{_CARDS}</style>'
-        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
-    )
-    write_atomically(path, page.encode())
+    write_page(path, title, sections, _CARDS)
 
 
 _ERRORS = (
@@ -217,10 +211,3 @@ def _pixels(picture: Tensor, source: Source) -> Tensor:
     low, high = picture.amin(), picture.amax()
     scaled = (picture - low) / (high - low).clamp_min(1e-6)
     return scaled if len(picture) == 3 else 1 - scaled[:1]
-
-
-def _picture(figure: Figure, description: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
