@@ -101,14 +101,24 @@ def _evaluation_parser() -> ArgumentParser:
         "written to evaluation.json in the run's folder.",
     )
     sub.add_argument("run", type=str, help="the run folder")
+    _add_measuring(sub, "data whose val split is measured")
+    return sub
+
+
+def _add_measuring(sub: ArgumentParser, data: str) -> None:
+    """Add the options of what measures examples by a run's model.
+
+    Args:
+        sub: of the command.
+        data: what its option of that name is.
+    """
     sub.add_argument(
         "--data", type=str | None, default=None,
-        help="data whose val split is measured (also --data_path); by default the run's own",
+        help=f"{data} (also --data_path); by default the run's own",
     )  # fmt: skip
     sub.add_argument("--batch_size", type=int | None, default=None, help="examples in one forward")
     sub.add_argument("--best", action="store_true", help="the best checkpoint, not the last")
     sub.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    return sub
 
 
 def _prediction_parser() -> ArgumentParser:
@@ -136,10 +146,7 @@ def _score_parser() -> ArgumentParser:
         "what a model was trained on it finds fewer of those: it has learned some by heart.",
     )
     sub.add_argument("model", type=str, help="the run folder")
-    sub.add_argument(
-        "--data", type=str | None, default=None,
-        help="what is scored (also --data_path); by default the run's own",
-    )  # fmt: skip
+    _add_measuring(sub, "what is scored")
     sub.add_argument(
         "--split", type=Literal["train", "val"], default="train",
         help="of the data; of rows of text other than the run's, train is all of them",
@@ -155,9 +162,6 @@ def _score_parser() -> ArgumentParser:
     sub.add_argument(
         "--page", type=bool, default=True, help="write an .html page beside the table too"
     )
-    sub.add_argument("--batch_size", type=int | None, default=None, help="examples in one forward")
-    sub.add_argument("--best", action="store_true", help="the best checkpoint, not the last")
-    sub.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument(
         "--skip_unreadable", action="store_true",
         help="leave examples that cannot be read without scores; also where the run does",
