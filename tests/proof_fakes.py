@@ -54,7 +54,8 @@ def run_job(job: Job) -> dict[str, Any]:
     """`record`, with faults and waits that the environment asks for.
 
     PROOF_LOG: a file that gets a line a run; PROOF_WAIT: seconds a run takes; PROOF_RAISE,
-    PROOF_DIE, PROOF_NAN: seeds whose runs raise, end their process, or measure nothing.
+    PROOF_DIE, PROOF_NAN, PROOF_MISSING: seeds whose runs raise, end their process, measure nothing,
+    or need a package that is not there.
     """
     if log := os.environ.get("PROOF_LOG"):
         with Path(log).open("a") as file:
@@ -62,6 +63,8 @@ def run_job(job: Job) -> dict[str, Any]:
     time.sleep(float(os.environ.get("PROOF_WAIT", 0)))
     if str(job.seed) == os.environ.get("PROOF_RAISE"):
         raise RuntimeError(f"seed {job.seed} is not to my taste")
+    if str(job.seed) == os.environ.get("PROOF_MISSING"):
+        raise ModuleNotFoundError("of nothing, which is not installed")
     if str(job.seed) == os.environ.get("PROOF_DIE"):
         os._exit(7)
     made = record(job)

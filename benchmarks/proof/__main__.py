@@ -4,7 +4,7 @@
     python -m benchmarks.proof pilot   ...        recipes are looked for on seeds of their own
     python -m benchmarks.proof claim   ...        under a committed protocol only
     python -m benchmarks.proof status             what is done, what is left, how long it takes
-    python -m benchmarks.proof report             docs/proof.md, its pictures, the README's table
+    python -m benchmarks.proof report             docs/proof.md, its pictures, the README's tables
 
 Each may be stopped and called again: what is in the results is not run again, except with
 ``--retry`` what has failed. Run from the top of the repository.
@@ -145,9 +145,9 @@ def _report(
             raise ValueError("give --docs: docs/ is for the whole claim")
         docs = HERE.parent.parent / "docs"
     kept: Mapping[str, Any] = {name: protocol.worlds[name] for name in worlds}
-    table = write(kept, chosen.results, docs, chosen.stage, chosen.arms)
+    tables = write(kept, chosen.results, docs, chosen.stage, chosen.arms)
     console.print(f"Written: {docs / 'proof.md'} and {docs / 'proof'}/", soft_wrap=True)
-    sys.stdout.write(table)
+    sys.stdout.write(tables)
 
 
 if __name__ == "__main__":

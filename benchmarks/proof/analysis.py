@@ -67,7 +67,8 @@ class Findings:
         world: its part of the protocol.
         stage: "claim" or "pilot".
         cells: by arm and budget, those with runs.
-        saved: by arm, the baseline among them; those of which every budget has runs.
+        saved: by arm, the baseline among them; those of which every budget has runs. None where
+            arms are run at budget 1 alone.
         choices: what tuning says, by arm and budget.
         failures: every record of a failure, of any stage.
         num_runs: records of the stage.
@@ -128,7 +129,7 @@ def analyse(
         world=world,
         stage=stage,
         cells=_cells(world, runs, good),
-        saved=_saved(world, good),
+        saved=_saved(world, good) if world.shortens else {},
         choices=choices,
         failures=[r for r in store.records if r["status"] == "failed"],
         num_runs=len(found),

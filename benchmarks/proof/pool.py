@@ -73,6 +73,10 @@ def run_jobs(
             worker.stop()
 
 
+IMPOSSIBLE = "impossible"
+"""What a worker says of a job for which a package is missing."""
+
+
 class _Worker:
     """One process, as its parent sees it."""
 
@@ -114,6 +118,8 @@ class _Worker:
                 raise WorkerError(f"no job can be run: {said['why']}")
             self.ready = True
             return None
+        if self.job is not None and said.get("status") == IMPOSSIBLE:
+            raise WorkerError(f"no job of {self.job.world} can be run: {said['why']}")
         if self.job is None:
             return None
         job, self.job = self.job, None
@@ -169,6 +175,8 @@ def _outcome(run: Callable[[Job], Record], job: Job) -> Record:
     try:
         record = _plain(dict(run(job)))
         json.dumps(record, allow_nan=False)
+    except ModuleNotFoundError as error:  # of this machine, and so no result of the job's
+        return {"status": IMPOSSIBLE, "why": str(error)}
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         at = f"{os.path.basename(last.filename)}, line {last.lineno}"

