@@ -5,13 +5,13 @@ An epoch of Lightning is one pass of the teacher; the run ends where the teacher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from attent.loops.collate import Collate
 from attent.pipeline.processes import processes
 from attent.pipeline.teacher import Teacher
 
@@ -60,6 +60,7 @@ class TeacherCallback(Callback):
         self.teacher, self.log = teacher, log
         self._fitting = False
         self._before = 0.0  # the teacher's progress before the present batch
+        self._length: float | None = None  # of epochs, while another is told
 
     def loader(self, dataset: Any, *, batch_size: int, **options: Any) -> Passes:
         """What to train on: a pass of what is selected of a data set at each iteration.
@@ -88,15 +89,18 @@ class TeacherCallback(Callback):
             raise ValueError(
                 f"the trainer was given a {type(found).__name__} to train on: make what fit or "
                 "train_dataloader is to give by callback.loader(dataset, batch_size=...), of the "
-                "same callback"
+                "same callback, and give that loader alone"
             )
         self._stop_if_finished(trainer)
+        self._number_from_zero(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note where the teacher is."""
         self._before = self.teacher.progress
+        if self._length is not None:
+            trainer.fit_loop.max_batches, self._length = self._length, None
 
     def on_train_batch_end(
         self,
@@ -143,6 +147,18 @@ class TeacherCallback(Callback):
     def _stop_if_finished(self, trainer: Trainer) -> None:
         if self.teacher.finished:
             trainer.should_stop = True
+
+    def _number_from_zero(self, trainer: Trainer) -> None:
+        """Let the next batch be the first of its epoch, where the last of one was saved at its end.
+
+        Lightning begins anew to count batches, and so those over which gradients are accumulated,
+        by an epoch's length, which it is not told here: it is told the one that has ended, until
+        the next batch comes.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if progress.is_last_batch and progress.current.completed < progress.current.ready:
+            self._length = trainer.fit_loop.max_batches
+            trainer.fit_loop.max_batches = progress.current.ready
 
 
 class Passes:
@@ -203,6 +219,14 @@ class Passes:
     def worker_init_fn(self, function: Any) -> None:
         self.loader.worker_init_fn = function
 
+    # Those who have a state are what Lightning takes for loaders that can be gone on with.
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: where training stands is in the teacher's state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing from it."""
+
     # By this name of a DataLoader's, Lightning ends workers that are kept, when a fit ends.
     @property
     def _iterator(self) -> Any:
@@ -211,21 +235,6 @@ class Passes:
     @_iterator.setter
     def _iterator(self, iterator: Any) -> None:
         self.loader._iterator = iterator
-
-
-class Collate:
-    """Batches of ``(index, item)``: the indices ``[b]`` int64, and the items as they would be.
-
-    Args:
-        collate: of the items.
-    """
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, pairs: Sequence[tuple[int, Any]]) -> tuple[Tensor, Any]:
-        """The indices and the batch of some items."""
-        return torch.tensor([index for index, _ in pairs]), self.collate([it for _, it in pairs])
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -249,8 +258,9 @@ def check_trainer(trainer: Trainer) -> None:
     wanted = "an epoch is a pass of what is selected, and the run ends where the budget does"
     if trainer.max_epochs != -1:
         raise ValueError(f"give Trainer(max_epochs=-1), not {trainer.max_epochs}: {wanted}")
-    if trainer.min_steps:
-        raise ValueError(f"give no Trainer(min_steps={trainer.min_steps}): {wanted}")
+    for name, given in (("min_steps", trainer.min_steps), ("min_epochs", trainer.min_epochs)):
+        if given:
+            raise ValueError(f"give no Trainer({name}={given}): {wanted}")
     # As an int, 1 is one batch.
     if repr(trainer.limit_train_batches) != "1.0" or options.overfit_batches:
         raise ValueError(

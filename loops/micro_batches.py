@@ -10,13 +10,13 @@ Shapes: b examples in a micro-batch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from attent.loops.collate import Collate
 from attent.pipeline.teacher_loading import Batches, Loop, Teaching
 from attent.pipeline.teacher_pass import PresentPass
 
@@ -81,29 +81,25 @@ def cut(own: Sequence[int], parts: int) -> list[list[int]]:
     return [list(own[start:end]) or [own[0]] for start, end in itertools.pairwise([0, *ends])]
 
 
-class Collate:
+class CollateMapping(Collate):
     """A collator of ``(index, item)`` that gives what another makes of the items, and the index.
 
     Args:
         collate: makes a mapping of a list of items.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, pairs: list[tuple[int, Any]]) -> dict[str, Any]:
+    def __call__(self, pairs: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         """The batch, with its `Chosen`.
 
         Raises:
             ValueError: the collator makes no mapping.
         """
-        batch = self.collate([item for _, item in pairs])
+        index, batch = super().__call__(pairs)
         if not isinstance(batch, Mapping):
             raise ValueError(
                 f"the data collator makes a {type(batch).__name__}: a mapping of names to tensors "
                 "is needed, in which the examples' indices can travel"
             )
-        index = torch.tensor([index for index, _ in pairs])
         return {**batch, CHOSEN: Chosen(index, 1.0)}
 
 
@@ -114,7 +110,7 @@ class StepLoader:
     ratio says. Iterated again, it goes on after what was observed.
 
     Args:
-        loop: over a loader of `MicroBatches` with `Collate`.
+        loop: over a loader of `MicroBatches` with `CollateMapping`.
         sampler: those micro-batches.
     """
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from attent.loops.micro_batches import CHOSEN, Chosen, Collate, MicroBatches, StepLoader
+from attent.loops.micro_batches import CHOSEN, Chosen, CollateMapping, MicroBatches, StepLoader
 from attent.loops.row_losses import check_row_losses, kind_of, row_losses
 from attent.loops.trainer_checks import check_trainer
 from attent.pipeline.checkpoint import write_atomically
@@ -131,7 +131,7 @@ class Selective(_Base):
         loader = DataLoader(
             self.teacher.with_index(plain.dataset),
             batch_sampler=sampler,
-            collate_fn=Collate(plain.collate_fn),
+            collate_fn=CollateMapping(plain.collate_fn),
             generator=torch.Generator().manual_seed(seed),
             **workers,
         )

@@ -13,6 +13,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -61,6 +63,7 @@ class Regression(LightningModule):
         super().__init__()
         self.teacher, self.net = teacher, net()
         self.batches: list[list[int]] = []
+        self.numbers: list[int] = []
 
     def losses(self, batch: Any) -> Tensor:
         x, y = batch
@@ -69,6 +72,7 @@ class Regression(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         index, rows = batch
         self.batches.append(index.tolist())
+        self.numbers.append(batch_idx)
         return self.teacher.observe(index, self.losses(rows))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -187,25 +191,34 @@ class KilledAfter(Regression):
         return loss
 
 
-@pytest.mark.parametrize("stop", [1, 7, 8, 9, 11, 20, 37])
-def test_it_goes_on_where_it_was_killed(tmp_path, stop):
-    """Within passes, and at the ends of the first (8 batches) and of the second (3)."""
-    whole = fitted(tmp_path, teach())
+@pytest.mark.parametrize(
+    ("stop", "every"),
+    [(1, 1), (7, 1), (8, 1), (9, 1), (11, 1), (20, 1), (37, 1), (3, 3), (8, 3), (11, 3), (17, 3)],
+)
+def test_it_goes_on_where_it_was_killed(tmp_path, stop, every):
+    """Within passes, and at the ends of the first (8 batches) and of others (3).
+
+    Where a pass ends, Lightning steps, though two of three batches were accumulated.
+    """
+    whole = fitted(tmp_path, teach(), accumulate_grad_batches=every)
     teacher = teach()
     model, callback = KilledAfter(teacher, stop), TeacherCallback(teacher)
     keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=1)
     loading = {"num_workers": 1} if stop == 9 else {}
     loader = callback.loader(data(), batch_size=BATCH, **loading)
     with pytest.raises(RuntimeError, match="killed"):
-        trainer(tmp_path, callback, keep).fit(model, loader)
+        trainer(tmp_path, callback, keep, accumulate_grad_batches=every).fit(model, loader)
     again = teach()
     model, callback = Regression(again), TeacherCallback(again)
     loader = callback.loader(data(), batch_size=BATCH, **loading)
-    runner = trainer(tmp_path, callback)
+    runner = trainer(tmp_path, callback, accumulate_grad_batches=every)
     runner.fit(model, loader, ckpt_path=tmp_path / "kept.ckpt")
     assert model.batches == whole.batches[stop:]
+    assert model.numbers == whole.numbers[stop:]
     same_weights(model.net, whole.net)
-    assert runner.global_step == len(whole.batches)
+    assert runner.global_step == whole.trainer.global_step
+    assert runner.current_epoch == whole.trainer.current_epoch
+    assert runner.num_training_batches == float("inf")
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3}], ids=["", "accumulated"])
@@ -285,6 +298,54 @@ class Module(LightningDataModule):
         return self.callback.loader(data(), batch_size=BATCH)
 
 
+class ByHand(Regression):
+    """It makes its steps itself."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(teacher)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+def test_steps_made_by_the_module(tmp_path):
+    batches, model = by_hand(teach())
+    teacher = teach()
+    found, callback = ByHand(teacher), TeacherCallback(teacher)
+    trainer(tmp_path, callback).fit(found, callback.loader(data(), batch_size=BATCH))
+    assert found.batches == batches
+    same_weights(found.net, model)
+
+
+class Rated(Regression):
+    """With a learning rate that may be looked for."""
+
+    lr = 0.1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+def test_looking_for_a_learning_rate_spends_nothing(tmp_path):
+    """Lightning trains for that, puts back what was saved before, and then trains as ever."""
+    batches, model = by_hand(teach())
+    teacher = teach()
+    found, callback = Rated(teacher), TeacherCallback(teacher)
+    loader = callback.loader(data(), batch_size=BATCH)
+    runner = trainer(tmp_path, callback)
+    Tuner(runner).lr_find(found, loader, num_training=12, update_attr=False)
+    assert len(found.batches) == 12
+    assert teacher.progress == 0
+    found.batches.clear()
+    runner.fit(found, loader)
+    assert found.batches == batches
+    same_weights(found.net, model)
+
+
 @pytest.mark.parametrize("every", [0, 1])
 def test_a_data_module_and_what_is_logged(tmp_path, every):
     batches, _ = by_hand(teach())
@@ -329,6 +390,7 @@ def test_a_step_that_does_not_tell_its_losses(tmp_path, told):
     [
         ({"max_epochs": 5}, r"give Trainer\(max_epochs=-1\), not 5: an epoch is a pass"),
         ({"min_steps": 5}, r"give no Trainer\(min_steps=5\)"),
+        ({"min_epochs": 5}, r"give no Trainer\(min_epochs=5\)"),
         ({"limit_train_batches": 1}, "for a shorter run give the teacher a smaller budget"),
         ({"overfit_batches": 0.5}, "neither .* nor overfit_batches"),
         ({"val_check_interval": 0.25}, "val_check_interval=0.25 is a share of an epoch"),
@@ -347,7 +409,14 @@ def test_loaders_that_are_not_of_this_teacher(tmp_path):
     teacher, other = teach(), teach()
     plain = DataLoader(teacher.with_index(data()), batch_sampler=teacher.batches(BATCH))
     theirs = TeacherCallback(other).loader(data(), batch_size=BATCH)
-    for loader, name in ((plain, "DataLoader"), (theirs, "Passes"), ([plain], "list")):
+    mine = TeacherCallback(teacher).loader(data(), batch_size=BATCH)
+    together = CombinedLoader({"mine": mine, "other": DataLoader(data())}, "min_size")
+    for loader, name in (
+        (plain, "DataLoader"),
+        (theirs, "Passes"),
+        ([mine, DataLoader(data())], "list"),
+        (together, "dict"),
+    ):
         runner = trainer(tmp_path, TeacherCallback(teacher), log_every_n_steps=1)
         with pytest.raises(ValueError, match=f"given a {name} .* callback.loader"):
             runner.fit(Regression(teacher), loader)
