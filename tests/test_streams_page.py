@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from attent.pipeline import online_plan, threshold_plan
-from tests.test_readme import blocks
+from tests.pages import ROOT, run_python
 
-PAGE = (Path(__file__).parent.parent / "docs" / "streams.md").read_text()
+PAGE = (ROOT / "docs" / "streams.md").read_text()
 
 
 @pytest.mark.slow
 def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace: dict = {"__name__": "streams"}
-    code = blocks("python", PAGE)
-    assert len(code) == 4
-    for block in code:
-        exec(compile(block, "docs/streams.md", "exec"), namespace)
+    namespace = run_python("docs/streams.md", 4)
     printed = capsys.readouterr().out
     # 1,024 examples are two passes over 64 of each of eight windows of 256.
     assert "2,048 examples of the stream were looked at" in printed

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.test_readme import blocks
-
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "lightning.md").read_text()
+from tests.pages import run_python
 
 
 @pytest.mark.slow
@@ -25,11 +22,7 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(0)
-    namespace: dict = {"__name__": "page"}
-    code = blocks("python", PAGE)
-    assert len(code) == 2
-    for block in code:
-        exec(compile(block, "docs/lightning.md", "exec"), namespace)
+    namespace = run_python("docs/lightning.md", 2)
     printed = capsys.readouterr().out
     found = re.search(r"(\d+) steps in (\d+) passes", printed)
     assert found
