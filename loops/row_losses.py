@@ -41,7 +41,7 @@ def kind_of(model: Any) -> str | None:
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     name = type(model).__name__
-    if getattr(model.config, "output_router_logits", False):
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
         return None  # a loss of the router is added, which is the batch's and no row's
     for kind, families in _KINDS.items():
         for family in families:
@@ -80,21 +80,34 @@ def row_losses(
     if logits.shape[:2] != labels.shape:
         raise ValueError(
             f"labels of {list(labels.shape)} do not go with logits of {list(logits.shape)}: rows "
-            "and tokens must be the same"
+            "and tokens must be the same; of a model that puts tokens of its own before a row, as "
+            "prompt tuning does, give per_example_loss=(model, inputs) -> [rows]"
         )
-    if kind == "causal":
-        labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    return _token_means(logits, labels)
+    return _token_means(logits, _targets(kind, labels))
+
+
+def fused_losses(output: Any) -> Tensor:
+    """The same means, ``[B]``, by the fused head that TRL gives a causal model.
+
+    Args:
+        output: of the model, with the ``log_probs`` and the ``label_mask`` of next tokens.
+    """
+    return -output.log_probs.sum(dim=1) / output.label_mask.sum(dim=1).clamp(min=1)
+
+
+def _targets(kind: str, labels: Tensor) -> Tensor:
+    """What is to be said at each place: of causal models the next label."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED) if kind == "causal" else labels
 
 
 @torch.no_grad()
 def check_row_losses(
     kind: str, model: Any, inputs: Mapping[str, Any], problem: str | None = None
 ) -> None:
-    """Hold the loss of a batch's first row against what the model itself says of that row alone.
+    """Hold the loss of one row of a batch against what the model itself says of that row alone.
 
-    Not every family shifts its labels or weighs its classes as others do. No random number is
-    drawn.
+    Not every family shifts its labels or weighs its classes as others do. It is the first row with
+    a label that counts; where there is none, nothing is held. No random number is drawn.
 
     Args:
         kind: from `kind_of`.
@@ -105,9 +118,13 @@ def check_row_losses(
     Raises:
         ValueError: they differ.
     """
-    size, mode = len(inputs["labels"]), model.training
+    labels, mode = inputs["labels"], model.training
+    counts = (_targets(kind, labels) != IGNORED).reshape(len(labels), -1).any(dim=1)
+    at = int(counts.int().argmax())
     row = {
-        name: value[:1] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        name: value[at : at + 1]
+        if isinstance(value, Tensor) and value.shape[:1] == (len(labels),)
+        else value
         for name, value in inputs.items()
     }
     model.eval()
@@ -115,7 +132,8 @@ def check_row_losses(
     own = output.get("loss") if isinstance(output, Mapping) else output[0]
     mine = row_losses(kind, model, row, problem)
     model.train(mode)
-    # A row without labels has the loss NaN there and 0 here.
+    # A row without labels has the loss NaN there and 0 here. It is seen so late because processes
+    # that part a model among them must all have run it.
     if own is None or not bool(torch.isfinite(own).all()):
         return
     # The same logits, of which some models form the loss in their own precision.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+TRAINER, SFT_TRAINER = ("transformers", "Trainer"), ("trl", "SFTTrainer")
+"""Of these it is known what their ``compute_loss`` does."""
 
 
 def check_trainer(trainer: Any, mixin: type, *, known: bool, given: Callable | None) -> None:
@@ -18,29 +22,38 @@ def check_trainer(trainer: Any, mixin: type, *, known: bool, given: Callable | N
     Raises:
         ValueError: all that was found, each with what to do.
     """
-    found = [*_of_loading(trainer.args)]
+    found = [*_of_loading(trainer.args, trainer.train_dataset)]
     if trainer.args.n_gpu > 1:
         found.append(
             "several GPUs in one process (DataParallel): start with accelerate or torchrun"
         )
     found += _of_losses(trainer, given is None)
-    if given is None and not known:
+    router = given is None and _trains_router(trainer)
+    if router:
+        found.append(
+            "a mixture of experts that trains its router, by a loss that is of a batch: set "
+            "router_aux_loss_coef=0.0 of SFTConfig, output_router_logits=False of the model's "
+            "config, or give per_example_loss"
+        )
+    elif given is None and not known:
         name = type(trainer.accelerator.unwrap_model(trainer.model)).__name__
         found.append(
             f"the losses of single rows of a {name} are not known here: give "
             "per_example_loss=(model, inputs) -> [rows]"
         )
-    if given is None and not found and (owner := _owner(type(trainer), mixin)):
+    owner = _passed_over(type(trainer), mixin)
+    if given is None and not found and owner not in (TRAINER, SFT_TRAINER):
         found.append(
-            f"{owner} has a compute_loss of its own, which gives one number for a batch: give "
+            f"{owner[1]} has a compute_loss of its own, which gives one number for a batch: give "
             "per_example_loss=(model, inputs) -> [rows]"
         )
     if found:
         raise ValueError("selection does not go with: " + "; ".join(found))
 
 
-def _of_loading(args: Any) -> Iterator[str]:
-    if args.max_steps > 0:
+def _of_loading(args: Any, dataset: Any) -> Iterator[str]:
+    # A stream must be given with max_steps, and is itself what is to be refused.
+    if args.max_steps > 0 and (dataset is None or hasattr(dataset, "__len__")):
         yield (
             f"max_steps={args.max_steps}: the teacher's budget says how long training is; leave it "
             "at -1"
@@ -73,13 +86,21 @@ def _of_losses(trainer: Any, by_us: bool) -> Iterator[str]:
         yield f"loss_type={trainer.args.loss_type!r}: give it as per_example_loss"
 
 
-def _owner(cls: type, mixin: type) -> str | None:
-    """The class whose ``compute_loss`` is passed over, unless it is one whose losses are known."""
+def _trains_router(trainer: Any) -> bool:
+    config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
+    asked = getattr(config, "output_router_logits", False)
+    return bool(asked) or getattr(trainer, "aux_loss_enabled", False)
+
+
+def _passed_over(cls: type, mixin: type) -> tuple[str, str]:
+    """Whose ``compute_loss`` a trainer's rows' losses take the place of: its library and name."""
     after = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
-    for each in after:
-        if "compute_loss" in vars(each):
-            library = each.__module__.partition(".")[0]
-            name = (library, each.__name__)
-            known = name in {("transformers", "Trainer"), ("trl", "SFTTrainer")}
-            return None if known else each.__name__
-    return None
+    owner = next(each for each in after if "compute_loss" in vars(each))
+    return owner.__module__.partition(".")[0], owner.__name__
+
+
+def has_fused_head(cls: type, mixin: type) -> bool:
+    """Whether it is an SFTTrainer, of a version whose models tell tokens' log-probabilities."""
+    if _passed_over(cls, mixin) != SFT_TRAINER:
+        return False
+    return hasattr(importlib.import_module("trl.trainer.utils"), "add_fused_lm_head")

@@ -18,9 +18,10 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from attent.loops.micro_batches import CHOSEN, Chosen, CollateMapping, MicroBatches, StepLoader
-from attent.loops.row_losses import check_row_losses, kind_of, row_losses
-from attent.loops.trainer_checks import check_trainer
+from attent.loops.row_losses import check_row_losses, fused_losses, kind_of, row_losses
+from attent.loops.trainer_checks import check_trainer, has_fused_head
 from attent.pipeline.checkpoint import write_atomically
+from attent.pipeline.keyed import fold
 from attent.pipeline.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -74,9 +75,10 @@ class Selective(_Base):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.teacher, self._per_example_loss = teacher, per_example_loss
-        model = self.accelerator.unwrap_model(self.model)
-        self._kind = kind_of(model)
-        check_trainer(self, Selective, known=self._kind is not None, given=per_example_loss)
+        self._kind = kind_of(self.accelerator.unwrap_model(self.model))
+        self._fused = has_fused_head(type(self), Selective)
+        known = self._fused or self._kind is not None
+        check_trainer(self, Selective, known=known, given=per_example_loss)
         if self.train_dataset is not None:
             teacher.with_index(self.train_dataset)
         self.add_callback(_Following(self))
@@ -126,8 +128,10 @@ class Selective(_Base):
             )
         }
         # A generator of its own: passes are begun anew where training is resumed, and must not draw
-        # from the one that the checkpoint has put back.
+        # from the one that the checkpoint has put back. Workers are not to draw what they drew at
+        # the beginning, either.
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        seed = fold(seed, "workers", round(self.teacher.progress * self.teacher.plan.budget))
         loader = DataLoader(
             self.teacher.with_index(plain.dataset),
             batch_sampler=sampler,
@@ -165,6 +169,8 @@ class Selective(_Base):
     def _losses(self, model: Any, inputs: dict[str, Any], chosen: Chosen) -> Tensor:
         if self._per_example_loss is not None:
             losses = self._per_example_loss(model, inputs)
+        elif self._fused:
+            losses = fused_losses(self._seen_by_sft(model, inputs))
         else:
             assert self._kind is not None
             config: Any = getattr(self.accelerator.unwrap_model(model), "config", None)
@@ -181,6 +187,18 @@ class Selective(_Base):
                 "per_example_loss give a vector"
             )
         return losses
+
+    def _seen_by_sft(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """What the model says of a batch, of which SFTTrainer notes what it logs: one forward."""
+        outputs: list[Any] = []
+
+        def noted(**given: Any) -> Any:
+            outputs.append(model(**given))
+            return outputs[-1]
+
+        super().compute_loss(noted, inputs)  # type: ignore[arg-type]
+        (output,) = outputs
+        return output
 
     def _step_size(self) -> int:
         """Examples an optimiser step is made of, in all processes."""
@@ -237,6 +255,7 @@ class _Following(TrainerCallback):
     def __init__(self, trainer: Selective) -> None:
         self.trainer = trainer
         self._pass: Any = None
+        self._ended = -1  # the step that ended a pass last
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Plan anew as a pass begins: now it is known how many were selected."""
@@ -258,10 +277,21 @@ class _Following(TrainerCallback):
         state.epoch = teacher.progress * teacher.plan.budget / teacher.plan.num_examples
         # The last pass ends with the training, where the trainer does all this itself.
         if chosen is not None and chosen.pass_is_whole and not teacher.finished:
+            self._ended = state.global_step
             control.should_log |= args.logging_strategy == "epoch"
             control.should_save |= args.save_strategy == "epoch"
             evaluates = args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
             control.should_evaluate |= evaluates
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Do nothing again that was done as a pass ended, and nothing in the middle of one.
+
+        Epochs of the trainer are as long as the plan; a rule that selects fewer than its ratio says
+        makes more steps, in another epoch.
+        """
+        goes_on = not (self.trainer.teacher.finished or control.should_training_stop)
+        if goes_on or state.global_step == self._ended:
+            control.should_log = control.should_evaluate = control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the teacher's state, which all processes make together."""

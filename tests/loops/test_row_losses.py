@@ -17,19 +17,11 @@ from transformers import (
 
 from attent.loops import row_losses as module
 from attent.loops.row_losses import check_row_losses, kind_of, row_losses
-from tests.loops.training import LENGTH, WORDS, llama, rows
+from tests.loops.training import LENGTH, SIZES, WORDS, llama, rows
 
 
 def bert(cls: type, **options):
-    config = BertConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        initializer_range=0.5,
-        **options,
-    )
+    config = BertConfig(vocab_size=WORDS, initializer_range=0.5, **SIZES, **options)
     torch.manual_seed(2)
     return cls(config)
 
@@ -39,6 +31,10 @@ def gpt2():
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     )
+
+
+def words(count: int) -> torch.Tensor:
+    return torch.stack([row["input_ids"] for row in rows(count)])
 
 
 def tokens() -> torch.Tensor:
@@ -86,7 +82,7 @@ CASES = {
 def test_each_is_what_the_model_says_of_that_row_alone(name, chunk, monkeypatch):
     build, labelled, kind = CASES[name]
     model, labels = build(), labelled()
-    ids = torch.stack([row["input_ids"] for row in rows(4)])
+    ids = words(4)
     if chunk:
         monkeypatch.setattr(module, "LOGITS", chunk * WORDS)
     assert kind_of(model) == kind
@@ -110,7 +106,7 @@ def test_each_is_what_the_model_says_of_that_row_alone(name, chunk, monkeypatch)
 
 
 def test_a_row_without_labels_is_no_loss():
-    ids = torch.stack([row["input_ids"] for row in rows(2)])
+    ids = words(2)
     labels = ids.clone()
     labels[0] = -100
     found = row_losses("causal", llama(), {"input_ids": ids, "labels": labels})
@@ -133,15 +129,7 @@ def test_logits_are_held_in_their_own_precision(monkeypatch):
 
 
 def test_what_is_not_known():
-    config = MixtralConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=2,
-    )
+    config = MixtralConfig(vocab_size=WORDS, num_key_value_heads=2, num_local_experts=2, **SIZES)
     assert kind_of(MixtralForCausalLM(config)) == "causal"
     config.output_router_logits = True  # whose loss is of a batch
     assert kind_of(MixtralForCausalLM(config)) is None
@@ -149,7 +137,7 @@ def test_what_is_not_known():
 
 
 def test_labels_that_do_not_fit():
-    ids = torch.stack([row["input_ids"] for row in rows(4)])
+    ids = words(4)
     with pytest.raises(ValueError, match="the batch has no labels, only input_ids"):
         row_losses("causal", llama(), {"input_ids": ids})
     with pytest.raises(ValueError, match=r"labels of \[4, 5\] do not go with logits of \[4, 6, 13"):
@@ -161,8 +149,12 @@ def test_labels_that_do_not_fit():
 
 def test_a_model_with_a_loss_of_another_kind_is_found_out():
     """A causal model whose labels were taken to be in place."""
-    ids = torch.stack([row["input_ids"] for row in rows(4)])
+    ids = words(4)
     with pytest.raises(ValueError, match=r"own loss of a row is \d.* which is what .*\(tokens\)"):
         check_row_losses("tokens", llama(), {"input_ids": ids, "labels": ids})
+    # It is of a row with a label, where the first has none.
+    labels = torch.where(torch.arange(4)[:, None] < 2, -100, ids)
+    with pytest.raises(ValueError, match="own loss of a row is"):
+        check_row_losses("tokens", llama(), {"input_ids": ids, "labels": labels})
     unlabelled = torch.full_like(ids, -100)
     check_row_losses("causal", llama(), {"input_ids": ids, "labels": unlabelled})

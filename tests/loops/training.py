@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,9 +15,31 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from attent.loops.transformers import Selective
 from attent.pipeline import Teacher, constant
 
+# PEFT asks transformers for something by its old name.
+OLD_NAME = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+
 N = 21  # in batches of 4: 4, 4, 4, 4, 5; of 0.48 of them: 4, 4, 2
 BUDGET = 4 * N + 2
 WORDS, LENGTH = 13, 6
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+"""Of every transformer in these tests."""
+
+PLAIN: dict[str, Any] = {
+    "optim": "sgd",
+    "learning_rate": 0.5,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "use_cpu": True,
+    "report_to": [],
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
+"""Arguments of a trainer: gradient descent by 0.5, and nothing written."""
 
 
 class SelectiveTrainer(Selective, Trainer):
@@ -62,15 +85,7 @@ def rows(count: int = N, seed: int = 0) -> list[dict[str, Tensor]]:
 
 
 def llama(dropout: float = 0.0) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        attention_dropout=dropout,
-        pad_token_id=0,
-    )
+    config = LlamaConfig(vocab_size=WORDS, attention_dropout=dropout, pad_token_id=0, **SIZES)
     draw = torch.Generator().manual_seed(1)
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -83,17 +98,9 @@ def arguments(folder: Path | str, **options: Any) -> TrainingArguments:
     """Plain gradient descent by 0.5, in batches of 4."""
     defaults = {
         "per_device_train_batch_size": 4,
-        "optim": "sgd",
-        "learning_rate": 0.5,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
-        "save_strategy": "no",
         "logging_strategy": "no",
     }
-    return TrainingArguments(str(folder), **(defaults | options))
+    return TrainingArguments(str(folder), **(PLAIN | defaults | options))
 
 
 def trained(folder: Path | str, taught: Teacher, *, model: Any = None, **options: Any) -> Trainer:
