@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from attent.pipeline import rules
 from attent.pipeline.keyed import fold
-from attent.pipeline.keys import clone, covered, ensure, key_name, leaves, number, tensor
-from attent.pipeline.observed import NEEDS, Observe, observed_signals
+from attent.pipeline.keys import clone, ensure, key_name, leaves, number, tensor
 from attent.pipeline.order import first as first_of
 from attent.pipeline.order import order_of_pass
 from attent.pipeline.plan import Plan
@@ -30,13 +29,24 @@ from attent.pipeline.rules import Rule
 from attent.pipeline.schedules import Schedule
 from attent.pipeline.select import select
 from attent.pipeline.stage import Stage, initialize, run
-from attent.pipeline.task import bare_state, ensure_scores, spend
+from attent.pipeline.task import bare_state, ensure_scores
+from attent.pipeline.teacher_defaults import plain_defaults
 from attent.pipeline.teacher_loading import Batches, Loop, WithIndex
-from attent.pipeline.teacher_pass import PresentPass, Untold, checked
-from attent.pipeline.teacher_plan import batches_to_come, check_plan, described
+from attent.pipeline.teacher_pass import Part, PresentPass, check_range, losses_of, numbers_of
+from attent.pipeline.teacher_plan import (
+    batches_to_come,
+    check_alike,
+    check_plan,
+    described,
+    differing,
+    observed_for,
+    whole_budget,
+)
 
-FREE = tuple(name for name in NEEDS if name != "grad_norm")
-"""Signals that losses alone show."""
+COUNTED = (
+    ("clock", "offset"), ("clock", "seen"), ("ledger", "forwarded"), ("ledger", "backwarded"),
+)  # fmt: skip
+"""Where examples are counted that were trained on."""
 
 
 class Teacher:
@@ -83,6 +93,7 @@ class Teacher:
         ValueError: options that do not go together; says which.
     """
 
+    @plain_defaults()
     def __init__(
         self,
         num_examples: int,
@@ -100,9 +111,9 @@ class Teacher:
         if num_examples < 1:
             raise ValueError(f"there must be examples to select from, got {num_examples}")
         self._rule = rule or rules.hard()
-        self._signals = _observed_for(signal, rank)
+        self._signals = observed_for(signal, rank)
         if plan is None:
-            whole = _whole(budget)
+            whole = whole_budget(budget)
             if self._rule.uses_scores and first < 1:
                 raise ValueError("scores are observed in the first epochs: at least 1, got 0")
             plan = paced_plan(
@@ -125,8 +136,8 @@ class Teacher:
             state = initialize(stage, state)
         self._state = state
         self._present: PresentPass | None = None
-        self._untold = Untold()
-        self._step = 0  # optimiser steps before the present pass was begun
+        self._weighs = False  # whether an example has another weight than 1
+        self._alike = False  # whether processes are known to be
 
     def with_index(self, dataset: Any) -> WithIndex:
         """A map-style data set whose items come with their index, as ``(index, item)``.
@@ -152,10 +163,10 @@ class Teacher:
         Raises:
             ValueError: a batch size below 1 or above N.
         """
-        num_examples = len(tensor(self._state, "mask"))
-        if not 1 <= batch_size <= num_examples:
+        num_examples = self.plan.num_examples
+        if not 1 <= batch_size <= num_examples or batch_size != int(batch_size):
             raise ValueError(f"batch_size is in 1 to {num_examples:,}, got {batch_size}")
-        self.batch_size = batch_size
+        self.batch_size = batch_size = int(batch_size)
         return Batches(self, batch_size)
 
     def loop(self, loader: Iterable[Any]) -> Loop:
@@ -174,16 +185,21 @@ class Teacher:
         parts: then the mean of their values, each counted by its examples, is that of the whole
         batch. In several processes it is such that their average is.
 
+        Losses are looked at on the CPU: on another device they are waited for, once a call. In
+        several processes the first call for a batch waits for the others' too, so that none is left
+        in a backward that another does not come to.
+
         Args:
             index: ``[b]``, the examples, as the loader gave them.
-            losses: ``[b]``, a loss each; on any device.
+            losses: ``[b]``, a loss each; on any device, of any float type.
 
         Returns:
-            A scalar with the losses' gradient.
+            A scalar with the losses' gradient, of the losses' dtype but at least float32.
 
         Raises:
             ValueError: other shapes; an example that is not of this pass or was observed in it; a
-                loss that is not finite. Nothing was taken in then.
+                loss that is not finite. Nothing was taken in then. Where one of several processes
+                finds that in its first call for a batch, all raise it (`AgreedError`).
         """
         present = self._present
         if present is None:
@@ -191,31 +207,55 @@ class Teacher:
                 "nothing is given out: iterate a loader with "
                 "batch_sampler=teacher.batches(batch_size), then observe what it gives"
             )
-        index = torch.as_tensor(index).detach().cpu()
-        measured = checked(index, losses)
-        world, weight = processes(), tensor(self._state, "weight")
-        total, counted = 0.0, torch.ones(len(index))
-        for part in present.take(index):
-            batch = present.batch(part.batch)
-            # Whoever trains in several processes averages what is to be added up.
-            total += float(weight[batch].sum()) / world.count * part.share
-            counted = counted.masked_fill_(part.rows & (not part.counts), 0)
-            self._untold.add(part, self._step + part.batch + 1, len(batch), index, measured)
-        for size in present.advance():
-            for entry in ("offset", "seen"):
-                tensor(self._state, "clock", entry).add_(size)
+        parts = None
+        try:
+            index = numbers_of(index)
+            parts = present.look(index)
+            measured = losses_of(index, losses)
+        except (ValueError, TypeError) as error:
+            present.agree(parts, error)
+            raise
+        present.agree(parts, None)
+        total = sum(self._total(present, part) for part in parts) / processes().count
+        for size in present.note(parts, measured):
+            for entry in COUNTED:
+                tensor(self._state, *entry).add_(size)
             tensor(self._state, "clock", "step").add_(1)
-            spend(self._state, size, 0, backward=True)
-        weights = (weight[index] * counted).to(losses.device)
-        return (weights * losses).sum() / total
+        # As numbers of at least 32 bits, whatever the losses are of.
+        if not self._weighs and all(part.counts for part in parts):
+            return losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32)) / total
+        return (self._weights(index, parts).to(losses.device) * losses).sum() / total
 
     def weights(self, index: Tensor | Sequence[int]) -> Tensor:
         """The weights of examples, ``[b]`` float32, for those who reduce losses themselves.
 
         They still tell the losses by `observe`.
+
+        Raises:
+            ValueError: there is no such example.
         """
-        index = torch.as_tensor(index)
-        return tensor(self._state, "weight")[index.cpu()].to(index.device)
+        numbers = numbers_of(index)
+        check_range(numbers, self.plan.num_examples)
+        weights = tensor(self._state, "weight")[numbers]
+        return weights.to(index.device) if isinstance(index, Tensor) else weights
+
+    def _weights(self, index: Tensor, parts: list[Part]) -> Tensor:
+        """The weights of what is observed, 0 of what only stands in."""
+        weights = tensor(self._state, "weight")[index]
+        for part in parts:
+            if not part.counts:
+                weights[part.rows] = 0
+        return weights
+
+    def _total(self, present: PresentPass, part: Part) -> float:
+        """The weights of a batch together, by the share of it that is observed.
+
+        Whoever trains in several processes averages what is to be added up.
+        """
+        start, end = present.span(part.batch)
+        if not self._weighs:
+            return (end - start) * part.share
+        return float(tensor(self._state, "weight")[present.order[start:end]].sum()) * part.share
 
     @property
     def finished(self) -> bool:
@@ -272,12 +312,11 @@ class Teacher:
         """
         if not {"made_for", "state"} <= saved.keys():
             raise ValueError(f"no state of a teacher: it holds {', '.join(map(repr, saved))}")
-        mine, other = self._made_for(), dict(saved["made_for"])
-        differing = [name for name in mine if mine[name] != other.get(name)]
-        if differing:
-            values = [f"{n} is {other.get(n)} there and {mine[n]} here" for n in differing]
+        if differ := differing(self._made_for(), dict(saved["made_for"])):
+            names, (name, mine, other) = ", ".join(name for name, *_ in differ), differ[0]
             raise ValueError(
-                f"the state is of a teacher that differs in {', '.join(differing)}: {values[0]}"
+                f"the state is of a teacher that differs in {names}: {name} is {other} there and "
+                f"{mine} here"
             )
         entries = {key_name(path): value for path, value in leaves(self._state)}
         if entries.keys() != saved["state"].keys():
@@ -285,16 +324,22 @@ class Teacher:
             raise ValueError(f"the state and this teacher differ in entry {missing[0]!r}")
         for name, value in entries.items():
             value.copy_(saved["state"][name])
-        self._present = None
-        self._untold.clear()
+        self._present, self._alike = None, False
 
+    @plain_defaults()
     def begin(self, batch_size: int) -> PresentPass | None:
         """Do what is due and begin what is left of a pass; None where the budget is spent.
 
         Called by `batches`, once or more often before each pass, in every process.
         """
+        present = self._present
+        if present is not None and present.fresh and present.batch_size == batch_size:
+            return present  # a loader with workers asks twice
         self._tell()
-        self._untold.clear()  # what is left is of batches that are not whole: they are given again
+        if not self._alike:
+            moved = {name: number(self._state, "clock", name) for name in ("passes", "seen")}
+            check_alike(self._made_for() | {"batch_size": batch_size} | moved)
+            self._alike = True
         state = run(self._reschedule, self._state, donate=True)
         if self.finished:
             self._present = None
@@ -303,13 +348,15 @@ class Teacher:
             if self._rank is not None:
                 run(self._rank, state, donate=True)
             run(self._select, state, donate=True)
-        clock = {name: number(state, "clock", name) for name in ("passes", "offset", "seen")}
+        clock = ("passes", "offset", "seen", "step")
+        passes, offset, seen, step = (number(state, "clock", name) for name in clock)
         mask = tensor(state, "mask")
-        key = fold(number(state, "seed"), "order", clock["passes"])
-        order = order_of_pass(mask, key, batch_size)
-        order = first_of(order, clock["offset"] + self.plan.budget - clock["seen"])
-        self._step = number(state, "clock", "step")
-        self._present = PresentPass(order, len(mask), batch_size, clock["offset"])
+        order = order_of_pass(mask, fold(number(state, "seed"), "order", passes), batch_size)
+        order = first_of(order, offset + self.plan.budget - seen)
+        lightest, heaviest = tensor(state, "weight").aminmax()
+        self._weighs = not lightest == heaviest == 1
+        # Batches of which only parts were observed are given again, by this one.
+        self._present = PresentPass(order, len(mask), batch_size, offset, step)
         return self._present
 
     def end_pass(self) -> None:
@@ -335,9 +382,11 @@ class Teacher:
     def _seen(self) -> int:
         return number(self._state, "clock", "seen")
 
+    @plain_defaults()
     def _tell(self) -> None:
         """Record what all processes have observed of whole batches since the last time."""
-        self._untold.tell(self._state, self._signals)
+        if self._present is not None:
+            self._present.tell(self._state, self._signals)
 
     def _made_for(self) -> dict[str, Any]:
         """What a saved state must agree in, readable by anybody."""
@@ -350,31 +399,3 @@ class Teacher:
             "rank": "" if self._rank is None else self._rank.name,
             "seed": number(self._state, "seed"),
         }
-
-
-def _observed_for(signal: str, rank: Stage | None) -> tuple[str, ...]:
-    """What is recorded so that there is this signal.
-
-    Raises:
-        ValueError: losses do not show it, or the rank stage does not write it.
-    """
-    if rank is None:
-        if signal not in FREE:
-            raise ValueError(
-                f"signal is one that losses show, of {', '.join(FREE)}, or what rank= writes; "
-                f"not {signal!r}"
-            )
-        return observed_signals(cast(Observe, signal))
-    if ("scores", signal) not in rank.write_keys:
-        raise ValueError(f"stage {rank.name!r} does not write scores/{signal}")
-    read = [name for name in FREE if covered(("scores", name), rank.read_keys)]
-    return observed_signals(cast(Observe, read or ["loss"]))  # with which comes when it was seen
-
-
-def _whole(budget: float | None) -> int:
-    if budget is None or not math.isfinite(budget) or budget != int(budget) or budget < 1:
-        raise ValueError(
-            "budget is the number of examples to train on, such as epochs * len(dataset): a whole "
-            f"number of at least 1 (or give a plan), got {budget}"
-        )
-    return int(budget)

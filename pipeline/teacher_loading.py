@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from attent.pipeline.teacher_pass import PresentPass
@@ -38,7 +41,27 @@ class Teaching(Protocol):
         ...
 
 
-class WithIndex(Dataset[tuple[int, Any]]):
+class Indexed(NamedTuple):
+    """An item with its index; and what a loader makes of several: a batch with its indices.
+
+    On its way from a worker process a tensor of indices is sent as plain bytes: shared memory, in
+    which a batch's tensors come, costs more than such a small one is worth.
+    """
+
+    index: Any
+    item: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if type(self.index) is Tensor and self.index.device.type == "cpu":
+            return _received, (self.index.numpy(), self.item)
+        return Indexed, tuple(self)
+
+
+def _received(index: np.ndarray, item: Any) -> Indexed:
+    return Indexed(torch.from_numpy(index), item)
+
+
+class WithIndex(Dataset[Indexed]):
     """A map-style data set whose items are ``(index, item)``; its other attributes are its own.
 
     Args:
@@ -64,14 +87,16 @@ class WithIndex(Dataset[tuple[int, Any]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.dataset[index]
+    def __getitem__(self, index: int) -> Indexed:
+        return Indexed(index, self.dataset[index])
 
     @property
-    def __getitems__(self) -> Callable[[list[int]], list[tuple[int, Any]]]:
+    def __getitems__(self) -> Callable[[list[int]], list[Indexed]]:
         """Several at once; an AttributeError where the data set cannot, as loaders expect."""
         fetch = self.dataset.__getitems__
-        return lambda indices: list(zip(indices, fetch(indices), strict=True))
+        return lambda indices: [
+            Indexed(*pair) for pair in zip(indices, fetch(indices), strict=True)
+        ]
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # in a copy that is still being made

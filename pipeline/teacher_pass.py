@@ -6,18 +6,21 @@ Shapes: N examples in the data set, n in a pass, b in a call of ``observe``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.keys import number, tensor
+from attent.pipeline.keys import tensor
 from attent.pipeline.observed import Observed, running_loss
 from attent.pipeline.order import CHUNK, Order
 from attent.pipeline.processes import processes
 from attent.pipeline.stream import num_batches
+
+EVERY = slice(None)
+INTEGERS = frozenset([torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +29,17 @@ class Part:
 
     Attributes:
         batch: number of the batch in its pass.
-        rows: ``[b]`` bool, which of what is observed.
+        size: how many examples.
+        rows: which of what is observed.
+        places: where in the pass they are.
         share: of what this process has of the batch, in (0, 1].
         counts: False for an example that stands in where this process has none.
     """
 
     batch: int
-    rows: Tensor
+    size: int
+    rows: Tensor | slice
+    places: Tensor | slice
     share: float
     counts: bool
 
@@ -40,25 +47,35 @@ class Part:
 class PresentPass:
     """The pass that is being made, from where observation stopped: what was observed of it.
 
-    It takes 5 bytes of memory for each of N examples.
+    It takes a number for each of n examples; 1 byte more for each of them and 4 for each of N where
+    batches are told in another way than they were given out.
 
     Args:
         order: ``[n]``, all of the pass, to where the budget ends.
         num_examples: N.
         batch_size: of all batches but the last.
         offset: examples of it that were trained on before.
+        step: optimiser steps before the first of its batches that is left.
+
+    Attributes:
+        whole: batches from the first on that were observed.
+        fresh: nothing was observed of it.
     """
 
-    def __init__(self, order: Order, num_examples: int, batch_size: int, offset: int) -> None:
+    def __init__(
+        self, order: Order, num_examples: int, batch_size: int, offset: int, step: int
+    ) -> None:
         self.order, self.batch_size, self.offset = order, batch_size, offset
         self.num_batches = num_batches(len(order) - offset, batch_size)
-        self.whole = 0  # batches from the first on that were observed
-        self._places = torch.full((num_examples,), -1, dtype=torch.int32)
-        for start in range(0, len(order), CHUNK):
-            index = order[start : start + CHUNK]
-            self._places[index] = torch.arange(start, start + len(index), dtype=torch.int32)
-        self._observed = torch.zeros(len(order), dtype=torch.bool)
-        self._left = [self._own(batch)[1] or 1 for batch in range(self.num_batches)]
+        self.whole, self.fresh = 0, True
+        self._num_examples, self._step, self._world = num_examples, step, processes()
+        sizes = [self._own(batch)[1] for batch in (0, self.num_batches - 1)]
+        self._left = [sizes[0]] * (self.num_batches - 1) + [sizes[1]]
+        self._means = [0.0] * self.num_batches  # this process's part of each batch's
+        self._losses: Tensor | None = None  # by place; of the dtype in which they come
+        self._by_place: tuple[Tensor, Tensor] | None = None
+        self._agreed = 0  # batches from the first on of which all processes have told something
+        self._told = 0  # and of whose losses all know
 
     def span(self, batch: int) -> tuple[int, int]:
         """Where in the order a batch begins and ends."""
@@ -71,67 +88,151 @@ class PresentPass:
         start, end = self.span(batch)
         return self.order[start:end]
 
-    def _own(self, batch: int) -> tuple[int, int]:
-        """The first place of this process in a batch, and how many it has: as `part` cuts it."""
-        world, (start, end) = processes(), self.span(batch)
+    def _own(self, batch: int) -> tuple[int, int, bool]:
+        """The first place of this process in a batch, how many it is given, whether they count.
+
+        As `Processes.part` cuts it: where there is none for this process, the first stands in.
+        """
+        (start, end), world = self.span(batch), self._world
         each, more = divmod(end - start, world.count)
-        if not each + (world.rank < more):
-            return start, 0
-        return start + world.rank * each + min(world.rank, more), each + (world.rank < more)
+        own = each + (world.rank < more)
+        if not own:
+            return start, 1, False
+        return start + world.rank * each + min(world.rank, more), own, True
 
     def batches(self) -> Iterator[list[int]]:
         """What is left of the pass, the part of this process of each batch."""
         for batch in range(self.whole, self.num_batches):
-            yield processes().part(self.batch(batch)).tolist()
+            first, own, _ = self._own(batch)
+            yield self.order[first : first + own].tolist()
 
-    def take(self, index: Tensor) -> list[Part]:
-        """Note that examples were observed, ``[b]`` int64, by the batches they are of.
+    def look(self, index: Tensor) -> list[Part]:
+        """By batches, examples that are to be noted as observed, ``[b]`` int64 on the CPU.
 
         Raises:
             ValueError: names an example that is not to be observed now.
         """
+        given = self._as_given(index)
+        return self._by_batch(index) if given is None else [given]
+
+    def _as_given(self, index: Tensor) -> Part | None:
+        """The next batch, where it is told as it was given out: nothing else is to be checked."""
+        if self.whole == self.num_batches:
+            return None
+        first, own, counts = self._own(self.whole)
+        if len(index) != own or self._left[self.whole] != own:
+            return None
+        places = slice(first, first + own)
+        if not torch.equal(self.order[places], index):
+            return None
+        return Part(batch=self.whole, size=own, rows=EVERY, places=places, share=1.0, counts=counts)
+
+    def _by_batch(self, index: Tensor) -> list[Part]:
+        """The same of any examples, in any order."""
         places = self._checked(index)
-        numbers = ((places - self.offset) // self.batch_size).clamp(max=self.num_batches - 1)
+        numbers = self._batch_of(places)
         parts = []
         for batch in numbers.unique().tolist():
             rows = numbers == batch
-            first, own = self._own(batch)
+            first, own, counts = self._own(batch)
             at = places[rows]
-            end = first + max(1, own)  # without a part, the first stands in
-            if bool(((at < first) | (at >= end)).any()):
+            if bool(((at < first) | (at >= first + own)).any()):
                 raise ValueError(
-                    f"observed example {int(index[rows][0])}'s batch is shared out, and another "
+                    f"the batch of example {int(index[rows][0])} is shared out, and another "
                     "process has that part: observe what this one was given"
                 )
-            parts.append(Part(batch=batch, rows=rows, share=len(at) / max(1, own), counts=own > 0))
-        for part in parts:
-            self._left[part.batch] -= int(part.rows.count_nonzero())
-        self._observed[places] = True
+            part = Part(
+                batch=batch, size=len(at), rows=rows, places=at, share=len(at) / own, counts=counts
+            )
+            parts.append(part)
         return parts
 
-    def advance(self) -> Iterator[int]:
-        """The sizes of the batches that are now whole, and those before them; once each."""
+    def agree(self, parts: list[Part] | None, error: Exception | None) -> None:
+        """See that all processes go on with the batches that are now told for the first time.
+
+        Each tells something of every batch, and the first of it where all others do too: before
+        a backward that waits for theirs. Of a later part of a batch the others may have none.
+
+        Args:
+            parts: what is told; None where it is not known.
+            error: what is wrong with it.
+
+        Raises:
+            AgreedError: something is, in another process or in this one.
+            Exception: what is wrong in this one, where there is no other to tell.
+        """
+        if parts is None:  # the next batch, unless something is left of the one before it
+            begun = self._agreed and self._left[self._agreed - 1] > 0
+            end = min(self._agreed + (not begun), self.num_batches)
+        else:
+            end = parts[-1].batch + 1
+        while not self._world.alone and self._agreed < end:
+            self._world.agree(error)
+            self._agreed += 1
+        if error is not None:
+            raise error
+
+    def note(self, parts: list[Part], losses: Tensor) -> list[int]:
+        """Note what was observed; the sizes of the batches that are now whole, once each.
+
+        Args:
+            parts: from `look`.
+            losses: ``[b]``, of what was looked at, on the CPU.
+        """
+        self.fresh = False
+        kept = self._kept(losses.dtype)
+        for part in parts:
+            self._left[part.batch] -= part.size
+            if self._by_place is not None:
+                self._by_place[1][part.places] = True
+            if part.counts:
+                start, end = self.span(part.batch)
+                kept[part.places] = own = losses[part.rows]
+                self._means[part.batch] += _sum(own) / (end - start)
+        sizes = []
         while self.whole < self.num_batches and not self._left[self.whole]:
             start, end = self.span(self.whole)
             self.whole += 1
-            yield end - start
+            sizes.append(end - start)
+        return sizes
+
+    def _kept(self, dtype: torch.dtype) -> Tensor:
+        """The losses of the pass, by place; what was not observed has some number."""
+        if self._losses is None:
+            self._losses = torch.zeros(len(self.order), dtype=dtype, device="cpu")
+        elif self._losses.dtype != dtype:
+            self._losses = self._losses.to(torch.promote_types(self._losses.dtype, dtype))
+        return self._losses
+
+    def _batch_of(self, places: Tensor) -> Tensor:
+        return ((places - self.offset) // self.batch_size).clamp(max=self.num_batches - 1)
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Of each of N examples its place, or -1; of each place whether it was observed."""
+        if self._by_place is None:
+            places = torch.full((self._num_examples,), -1, dtype=torch.int32, device="cpu")
+            for start in range(0, len(self.order), CHUNK):
+                index = self.order[start : start + CHUNK]
+                ends = start, start + len(index)
+                places[index] = torch.arange(*ends, dtype=torch.int32, device="cpu")
+            observed = torch.zeros(len(self.order), dtype=torch.bool, device="cpu")
+            observed[: self.offset] = True
+            for batch in range(self.whole):  # up to here, told as they were given out
+                first, own, _ = self._own(batch)
+                observed[first : first + own] = True
+            self._by_place = places, observed
+        return self._by_place
 
     def _checked(self, index: Tensor) -> Tensor:
         """The places of examples in the order, int64."""
-
-        def refuse(bad: Tensor, why: str) -> None:
-            if bool(bad.any()):
-                raise ValueError(f"observed example {int(index[bad][0])} {why}")
-
-        num_examples = len(self._places)
-        refuse((index < 0) | (index >= num_examples), f"is none of the {num_examples:,}")
+        check_range(index, self._num_examples)
         if len(index.unique()) < len(index):
-            refuse((index[:, None] == index).sum(1) > 1, "is there twice")
-        places = self._places[index].long()
+            _refuse(index, (index[:, None] == index).sum(1) > 1, "is there twice")
+        by_example, observed = self._places()
+        places = by_example[index].long()
         missing = "is not in this pass: it is not selected, or the budget ends before it"
-        refuse(places < 0, missing)
-        again = (places < self.offset) | self._observed[places]
-        refuse(again, "was observed in this pass already")
+        _refuse(index, places < 0, missing)
+        _refuse(index, observed[places], "was observed in this pass already")
         return places
 
     def check_whole(self) -> None:
@@ -141,125 +242,125 @@ class PresentPass:
             ValueError: says how many batches, and names the first such example.
         """
         missing = sum(left > 0 for left in self._left)
-        if missing == self.num_batches:
+        if missing == self.num_batches and self.fresh:
             raise ValueError(
                 f"a pass of {missing:,} batches has ended and none was observed: call "
                 "teacher.observe(index, losses) for each of them"
             )
         if missing:
-            batch = next(i for i, left in enumerate(self._left) if left)
-            first, own = self._own(batch)
-            unseen = ~self._observed[first : first + max(1, own)]
-            example = int(self.order[first : first + max(1, own)][unseen][0])
+            first, own, _ = self._own(self.whole)
+            unseen = ~self._places()[1][first : first + own]
+            example = int(self.order[first : first + own][unseen][0])
             raise ValueError(
                 f"a pass of {self.num_batches:,} batches has ended and {missing:,} were not "
                 f"observed, or not all of them; the first such example is {example}: call "
-                "teacher.observe(index, losses) for all that the loader gives"
+                "teacher.observe(index, losses) for all that the loader gives, before the loop is "
+                "asked for more (what reads ahead belongs around the loader, not around the loop)"
             )
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What a call of ``observe`` has shown of one batch.
-
-    Attributes:
-        step: the number of the batch in the run, from 1.
-        share: of these losses in the mean of the whole batch.
-        index: ``[b]``; of a stand-in, none.
-        losses: ``[b]``, on the CPU.
-    """
-
-    step: int
-    share: float
-    index: Tensor
-    losses: Tensor
-
-
-class Untold:
-    """What this process has observed since processes last told each other, step by step."""
-
-    def __init__(self) -> None:
-        self._seen: list[_Seen] = []
-
-    def add(self, part: Part, step: int, size: int, index: Tensor, losses: Tensor) -> None:
-        """Keep what was observed of one batch.
-
-        Args:
-            part: which of what was observed.
-            step: the number of its batch in the run.
-            size: of the whole batch.
-            index: ``[b]``, all that was observed.
-            losses: ``[b]``, on the CPU.
-        """
-        rows = part.rows & part.counts
-        losses = losses[rows]
-        summed = float(losses.sum(dtype=torch.float32))
-        if not math.isfinite(summed):  # finite ones, but huge
-            summed = float(losses.double().sum())
-        share = summed / size
-        self._seen.append(_Seen(step=step, share=share, index=index[rows].long(), losses=losses))
-
-    def clear(self) -> None:
-        """Forget it."""
-        self._seen = []
-
     def tell(self, state: TensorDict, signals: tuple[str, ...]) -> None:
-        """Record what all processes have observed of whole batches; called by all of them.
+        """Record what all processes have observed of whole batches since the last time.
 
-        The running loss goes from step to step, as it does where each step is told at once.
+        Called by all of them. The running loss goes from step to step, as it does where each step
+        is told at once.
 
         Args:
-            state: its scores and its running loss are written; its clock says which are whole.
+            state: its scores and its running loss are written.
             signals: from `attent.pipeline.observed.observed_signals`.
         """
-        step = number(state, "clock", "step")
-        told = [one for one in self._seen if one.step <= step]
-        self._seen = [one for one in self._seen if one.step > step]
-        if not told:
+        first, last, self._told = self._told, self.whole, self.whole
+        if first == last:
             return
-        world = processes()
-        steps, shares = world.gather(
-            torch.tensor([one.step for one in told]),
-            torch.tensor([one.share for one in told], dtype=torch.float64),
-        )
-        index, losses, made = world.gather(
-            torch.cat([one.index for one in told]),
-            torch.cat([one.losses for one in told]),
-            torch.cat([torch.full((len(one.index),), one.step) for one in told]),
-        )
-        steps, which = steps.unique(return_inverse=True)
-        means = torch.zeros(len(steps), dtype=torch.float64).index_add_(0, which, shares)
+        start, end = self.span(first)[0], self.span(last - 1)[1]
+        losses, means = self._of_all(first, last)
         levels, level = [], float(tensor(state, "metrics", "train_loss"))
-        for mean in means.tolist():
+        for mean in means:
             level = running_loss(level, mean)
             levels.append(level)
         tensor(state, "metrics", "train_loss").fill_(level)
-        at = torch.tensor(levels, dtype=torch.float64)[torch.searchsorted(steps, made)]
-        Observed(state, signals).record(index, made, losses, None, at)
+        at = torch.tensor(levels, dtype=torch.float64)
+        observed = Observed(state, signals)
+        for begin in range(start, end, CHUNK):
+            ends = begin, min(begin + CHUNK, end)
+            batch = self._batch_of(torch.arange(*ends))
+            seen = losses[begin - start : ends[1] - start]
+            step = self._step + batch + 1
+            observed.record(self.order[begin : ends[1]], step, seen, None, at[batch - first])
+
+    def _of_all(self, first: int, last: int) -> tuple[Tensor, list[float]]:
+        """Of some whole batches the losses in all processes, by place; each batch's mean."""
+        start, end = self.span(first)[0], self.span(last - 1)[1]
+        assert self._losses is not None
+        losses, means = self._losses[start:end], self._means[first:last]
+        if self._world.alone:
+            return losses, means
+        own = [torch.empty(0, dtype=torch.int64)]
+        for at, size, counts in map(self._own, range(first, last)):
+            own.append(torch.arange(at, at + size * counts))
+        places, found = self._world.gather(torch.cat(own), self._losses[torch.cat(own)])
+        losses = torch.empty(end - start, dtype=found.dtype)
+        losses[places - start] = found
+        (parts,) = self._world.gather(torch.tensor(means, dtype=torch.float64))
+        return losses, parts.view(self._world.count, -1).sum(0).tolist()
 
 
-def checked(index: Tensor, losses: Tensor) -> Tensor:
-    """Losses as they are recorded, ``[b]``, on the CPU.
+def _refuse(index: Tensor, bad: Tensor, why: str) -> None:
+    if bool(bad.any()):
+        raise ValueError(f"example {int(index[bad][0])} {why}")
+
+
+def check_range(index: Tensor, num_examples: int) -> None:
+    """Refuse numbers that are no example's.
+
+    Raises:
+        ValueError: names the first.
+    """
+    _refuse(index, (index < 0) | (index >= num_examples), f"is none of the {num_examples:,}")
+
+
+def numbers_of(index: Tensor | Sequence[int]) -> Tensor:
+    """Examples' numbers, ``[b]`` int64 on the CPU.
+
+    Raises:
+        ValueError: something else, or none.
+    """
+    # Not as_tensor alone: torch may be set to make tensors elsewhere.
+    given = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
+    if given.ndim != 1 or given.dtype not in INTEGERS or not len(given):
+        raise ValueError(
+            f"index is a vector of examples' numbers, got {given.dtype} of {list(given.shape)}"
+        )
+    return given.detach().cpu().long()
+
+
+def losses_of(index: Tensor, losses: Tensor) -> Tensor:
+    """Losses as they are noted, ``[b]``, on the CPU.
 
     Args:
-        index: ``[b]`` integers.
+        index: ``[b]``, the examples.
         losses: ``[b]``.
 
     Raises:
         ValueError: something else, or a loss that is not finite; the first such example is named.
     """
-    if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool or not len(index):
-        raise ValueError(
-            f"index is a vector of examples' numbers, got {index.dtype} of {list(index.shape)}"
-        )
-    if losses.shape != index.shape or not losses.is_floating_point():
+    known = isinstance(losses, Tensor)
+    if not known or losses.shape != index.shape or not losses.is_floating_point():
+        found = f"{losses.dtype} of {list(losses.shape)}" if known else type(losses).__name__
         raise ValueError(
             f"losses are one number for each of {len(index)} examples (reduction='none'), got "
-            f"{losses.dtype} of {list(losses.shape)}"
+            f"{found}"
         )
     measured = losses.detach().cpu()
-    bad = ~torch.isfinite(measured)
-    if bool(bad.any()):
-        value, example = float(measured[bad][0]), int(index[bad][0])
-        raise ValueError(f"the loss of example {example} is not finite ({value})")
+    # One look at the sum says whether there is anything to look for.
+    if not math.isfinite(measured.sum(dtype=torch.float32)):
+        bad = ~torch.isfinite(measured.float())  # as scores are kept
+        if bool(bad.any()):
+            value, example = float(measured[bad][0]), int(index[bad][0])
+            why = "not finite" if not math.isfinite(value) else "more than float32 holds"
+            raise ValueError(f"the loss of example {example} is {why} ({value})")
     return measured
+
+
+def _sum(losses: Tensor) -> float:
+    summed = float(losses.sum(dtype=torch.float32))
+    return summed if math.isfinite(summed) else float(losses.double().sum())  # finite, but huge

@@ -370,3 +370,35 @@ def test_a_batch_that_came_before_another_is_waited_for():
     assert int(teacher.state["clock", "seen"]) == 0
     teacher.observe(first, torch.ones(16))
     assert int(teacher.state["clock", "seen"]) == 32
+
+
+def test_a_state_is_loaded_into_a_loop_that_has_begun():
+    """With kept workers that have read ahead; then in smaller batches, with other workers.
+
+    The second pass, of 60, was left after 48: what comes is the 12 that are left of it.
+    """
+    teacher, data = short(), torch.arange(N) * 10
+    saver = short()
+    taken = walk(saver, stop=16)
+    saved = saver.state_dict()
+    whole = [*itertools.chain.from_iterable(walk(short()))]
+    loader = DataLoader(
+        teacher.with_index(data), batch_sampler=teacher.batches(16), num_workers=2,
+        persistent_workers=True, prefetch_factor=4,
+    )  # fmt: skip
+    walk(teacher, stop=3, loader=loader)
+    teacher.load_state_dict(saved)
+    left = walk(teacher, stop=1, loader=loader)
+    assert left == walk(loaded(saved))[:1]
+    teacher.load_state_dict(saved)
+    other = DataLoader(teacher.with_index(data), batch_sampler=teacher.batches(5), num_workers=1)
+    found = [*itertools.chain.from_iterable(taken)]
+    found += itertools.chain.from_iterable(walk(teacher, stop=3, loader=other))
+    assert found[:263] == whole[:263]  # 203 + 60: later passes are chosen by other losses
+    assert sum(map(len, walk(teacher, loader=loader))) + 263 == 4 * N
+
+
+def loaded(saved) -> Teacher:
+    teacher = short()
+    teacher.load_state_dict(saved)
+    return teacher

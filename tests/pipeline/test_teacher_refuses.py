@@ -16,6 +16,7 @@ from attent.pipeline import (
     constant,
     full_plan,
     in_tokens,
+    incremental,
     online_plan,
     simple_plan,
     soft,
@@ -107,7 +108,7 @@ def test_options_that_cannot_be(options, message):
 def test_no_examples_and_no_such_batches():
     with pytest.raises(ValueError, match="must be examples to select from, got 0"):
         Teacher(0, budget=1)
-    for size in (0, N + 1):
+    for size in (0, N + 1, 16.5):
         with pytest.raises(ValueError, match=f"batch_size is in 1 to 203, got {size}"):
             short().batches(size)
 
@@ -124,6 +125,7 @@ def test_what_cannot_be_observed():
         (own, good[:15], r"for each of 16 examples .* of \[15\]"),
         (own, good.mean(), r"reduction='none'"),
         (own, torch.ones(16, dtype=torch.int64), "got torch.int64"),
+        (own, [1.0] * 16, r"reduction='none'\), got list"),
         ([own], good[None], r"a vector of examples' numbers, got torch.int64 of \[1, 16\]"),
         (torch.rand(16), good, "got torch.float32"),
         ([], good[:0], "a vector of examples' numbers"),
@@ -131,6 +133,7 @@ def test_what_cannot_be_observed():
         ([*own[:15], N], good, "example 203 is none of the 203"),
         ([*own[:15], -1], good, "example -1 is none of the 203"),
         ([*own[:15], own[0]], good, f"example {own[0]} is there twice"),
+        (torch.tensor(own).to(torch.complex64), good, "got torch.complex64"),
     ):
         with pytest.raises(ValueError, match=message):
             teacher.observe(index, losses)
@@ -141,6 +144,12 @@ def test_what_cannot_be_observed():
     teacher.begin(16)
     with pytest.raises(ValueError, match=f"example {own[0]} was observed in this pass already"):
         teacher.observe(own, good)
+
+
+def test_what_no_example_is_has_no_weight():
+    for index in ([0, -1], torch.tensor([N])):
+        with pytest.raises(ValueError, match=rf"example {index[-1]} is none of the 203"):
+            short().weights(index)
 
 
 def test_what_is_not_selected_cannot_be_observed():
@@ -171,6 +180,29 @@ def test_a_pass_that_was_not_observed():
     assert next(iter(teacher.loop(loader)))[0].tolist() == seen[5]
 
 
+def test_what_reads_ahead_of_the_loop():
+    """A batch further on than training, as those do that move batches to a device beforehand."""
+
+    def ahead(batches):
+        last = next(batches)
+        for batch in batches:
+            yield last
+            last = batch
+        yield last
+
+    teacher, data = short(), torch.arange(N) * 10
+    loader = DataLoader(teacher.with_index(data), batch_sampler=teacher.batches(16))
+    told = (teacher.observe(i, torch.ones(len(i))) for i, _ in ahead(iter(teacher.loop(loader))))
+    with pytest.raises(ValueError, match=r"1 were not .* belongs around the loader, not around"):
+        sum(told)
+
+    class Ahead:
+        def __iter__(self):
+            return ahead(iter(loader))
+
+    assert sum(map(len, walk(teacher, loader=Ahead()))) == 4 * N - 12 * 16
+
+
 def test_loaders_that_are_not_of_this_teacher():
     teacher, other = short(), short()
     data = teacher.with_index(range(N))
@@ -194,7 +226,16 @@ def test_loaders_that_are_not_of_this_teacher():
         ({"seed": 5}, "differs in seed: seed is 4 there and 5 here"),
         ({"rule": soft()}, "differs in rule: rule is hard there"),
         ({"budget": 5 * N}, "differs in budget, plan: budget is 812 there and 1015 here"),
-        ({"ratio": constant(0.4)}, "differs in plan"),
+        ({"ratio": constant(0.4)}, "plan is ratio 0.3 there and ratio 0.4 in phase 2 here"),
+        (
+            {"ratio": incremental(0.3, 0.5)},
+            r"ratio 0.3 to 0.3 .* 0.3 to 0.5 in phase 2",
+        ),
+        ({"first": 2}, "plan is passes 1 there and passes 2 in phase 1 here"),
+        (
+            {"plan": full_plan(N, 4), "budget": None, "ratio": None},
+            "is attent_paced there and full",
+        ),
         ({"signal": "loss_drop"}, "differs in signal"),
         ({"signal": "aged", "rank": aged(N, bonus=1.0)}, "differs in signal, rank"),
     ],

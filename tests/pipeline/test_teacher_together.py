@@ -82,13 +82,82 @@ def another_ones_part() -> dict[str, Any]:
     raise AssertionError
 
 
+def one_bad_loss() -> dict[str, Any]:
+    """The last process meets a NaN at its fourth batch, in a plain loop; then all go on."""
+    rows = tiny_source(N).fields
+    data = TensorDataset(rows["x"].double(), rows["y"].double())
+    teacher, world = Teacher(N, budget=4 * N), processes()
+    loader = DataLoader(teacher.with_index(data), batch_sampler=teacher.batches(4))
+    model = Deep().double()
+    wrapped = model if world.alone else DistributedDataParallel(model)
+    found: dict[str, Any] = {}
+    for number, (index, (x, y)) in enumerate(teacher.loop(loader)):
+        losses = (wrapped(x) - y).square()
+        if number == 3:
+            bad = torch.where(index == index[-1], torch.nan, losses)
+            before = teacher.state_dict()["state"]
+            try:
+                teacher.observe(index, bad if world.rank == world.count - 1 else losses)
+            except ValueError as error:
+                found |= {"error": str(error), "kind": type(error).__name__}
+            after = teacher.state_dict()["state"]
+            found["moved"] = [name for name in after if not torch.equal(before[name], after[name])]
+            found["example"] = int(index[-1])
+        teacher.observe(index, losses).backward()
+    return found | {"finished": teacher.finished}
+
+
+def a_bad_later_part() -> dict[str, Any]:
+    """All have told a half of a batch; what is wrong with the last one's other half is its own."""
+    world, teacher = processes(), Teacher(N, budget=4 * N)
+    present = teacher.begin(12)
+    assert present is not None
+    one, other = torch.tensor(next(present.batches())).chunk(2)
+    teacher.observe(one, torch.ones(len(one)))
+    found = {}
+    if world.rank == world.count - 1:
+        for index, losses in ((other, torch.full((len(other),), torch.inf)), (other, other)):
+            try:
+                teacher.observe(index, losses)
+            except ValueError as error:
+                found[type(error).__name__] = str(error)
+    teacher.observe(other, torch.ones(len(other)))
+    return found | {"step": int(teacher._state["clock", "step"])}
+
+
+def made_otherwise() -> dict[str, Any]:
+    """Of what all must have alike, something that the last process has another way."""
+    world, found = processes(), {}
+    last = world.rank == world.count - 1
+    ways = {"seed": ({"seed": int(last)}, 4), "batch_size": ({}, 4 + last), "plan": (
+        {"ratio": constant(0.3 if last else 0.4)}, 4
+    )}  # fmt: skip
+    for name, (options, batch_size) in ways.items():
+        try:
+            Teacher(N, budget=4 * N, **options).begin(batch_size)
+        except ValueError as error:
+            found[name] = str(error)
+    first = Teacher(N, budget=4 * N)
+    saved = first.state_dict()
+    own = next(first.begin(4).batches())
+    first.observe(own, torch.ones(len(own)))
+    second = Teacher(N, budget=4 * N)
+    later = first.state_dict()
+    second.load_state_dict(saved if last else later)
+    try:
+        second.begin(4)
+    except ValueError as error:
+        found["seen"] = str(error)
+    return found
+
+
 def in_parts() -> dict[str, Any]:
     """The first batch of 12, by two calls of what each has of it: their mean is the batch's."""
     teacher = Teacher(N, budget=4 * N)
-    present = teacher.begin(12)
-    assert present is not None
     state, draw = teacher._state, torch.Generator().manual_seed(0)
     state["weight"].copy_(torch.rand(N, generator=draw) + 0.5)
+    present = teacher.begin(12)
+    assert present is not None
     losses = torch.rand(N, generator=draw, dtype=torch.float64)
     own = torch.tensor(next(present.batches()))
     halves = [teacher.observe(half, losses[half]) for half in own.chunk(2)]
@@ -100,8 +169,19 @@ def in_parts() -> dict[str, Any]:
 
 SCENARIOS = {
     made.__name__: made
-    for made in (infobatch_in_fours, hard_in_twos, saved_and_gone_on, another_ones_part, in_parts)
+    for made in (
+        infobatch_in_fours,
+        hard_in_twos,
+        saved_and_gone_on,
+        another_ones_part,
+        one_bad_loss,
+        a_bad_later_part,
+        made_otherwise,
+        in_parts,
+    )
 }
+SEVERAL = {"another_ones_part", "a_bad_later_part", "made_otherwise"}
+"""What a single process does not show."""
 
 
 def _one(rank: int, count: int, folder: str) -> None:
@@ -116,7 +196,7 @@ def _one(rank: int, count: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def alone():
-    return {name: make() for name, make in SCENARIOS.items() if name != "another_ones_part"}
+    return {name: make() for name, make in SCENARIOS.items() if name not in SEVERAL}
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +267,35 @@ def test_a_batch_may_be_told_in_parts(alone, several):
 
 
 def test_another_ones_part_is_not_to_be_observed(several):
+    """All of them try; what the first has met all are told."""
+    (example,) = several[0]["another_ones_part"]["theirs"]
     for found in several:
-        error, (example,) = found["another_ones_part"].values()
-        assert error.startswith(f"observed example {example}'s batch is shared out")
+        error = found["another_ones_part"]["error"]
+        assert error.startswith(f"process 0 of 3: the batch of example {example} is shared out")
+
+
+def test_a_bad_loss_of_one_is_raised_in_all(alone, several):
+    """Before its batch is taken in anywhere, so that all can go on."""
+    one = alone["one_bad_loss"]
+    bad = several[-1]["one_bad_loss"]["example"]
+    assert one.pop("error") == f"the loss of example {one.pop('example')} is not finite (nan)"
+    assert one == {"kind": "ValueError", "moved": [], "finished": True}
+    for found in (found["one_bad_loss"] for found in several):
+        assert found["error"] == f"process 2 of 3: the loss of example {bad} is not finite (nan)"
+        assert (found["kind"], found["moved"], found["finished"]) == ("AgreedError", [], True)
+
+
+def test_a_bad_later_part_leaves_nobody_waiting(several):
+    """Others may have no such part: they are not asked."""
+    *others, last = (found["a_bad_later_part"] for found in several)
+    assert others == [{"step": 1}] * 2
+    assert last.keys() == {"ValueError", "step"}
+    assert "losses are one number for each of 2 examples" in last["ValueError"]
+
+
+def test_teachers_that_were_not_made_alike_are_refused_in_all(several):
+    for found in (found["made_otherwise"] for found in several):
+        assert found["seed"].startswith("seed is 0 in process 0 and 1 in process 2: all of them")
+        assert found["batch_size"].startswith("batch_size is 4 in process 0 and 5 in process 2")
+        assert found["plan"].startswith("plan is ratio 0.4 in phase 2 in process 0 and ratio 0.3")
+        assert found["seen"].startswith("seen is 4 in process 0 and 0 in process 2")
