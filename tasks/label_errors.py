@@ -1,7 +1,8 @@
 """Labels that are likely wrong, from a classifier's probabilities: confident learning.
 
 Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70
-(2021).
+(2021): thresholds and confident joint of section 3.1, candidates off its diagonal (section 3.2),
+ranked by margin.
 
 Shapes: N examples, K classes.
 """
@@ -37,8 +38,50 @@ class LabelErrors:
     margin: np.ndarray
 
 
-def label_errors(
+def class_sums(
     probabilities: np.ndarray, labels: np.ndarray, known: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `thresholds_of` divides; of parts of a data set they may be added up.
+
+    Args:
+        probabilities: as `label_errors` takes them.
+        labels: as it takes them.
+        known: as it takes them.
+
+    Returns:
+        ``[K]`` float64, the sum of a class's probability over the examples labelled so, and ``[K]``
+        int64, the number of those.
+
+    Raises:
+        ValueError: as of `label_errors`.
+    """
+    _check(probabilities, labels, known)
+    count, classes = probabilities.shape
+    known = np.ones(count, bool) if known is None else known
+    sums, sizes = np.zeros(classes), np.bincount(labels[known], minlength=classes)
+    for _, given, label in _blocks(probabilities, labels, known):
+        np.add.at(sums, label, given[np.arange(len(label)), label].astype(np.float64))
+    return sums, sizes
+
+
+def thresholds_of(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The mean probability of each class over the examples labelled so, ``[K]`` float32.
+
+    Args:
+        sums: ``[K]``, of `class_sums`.
+        sizes: ``[K]``, likewise; the threshold of a class of none is infinite.
+    """
+    # Rounded as probabilities are: those of a class that are all alike then reach their mean.
+    thresholds = np.full(len(sums), np.inf, np.float32)
+    thresholds[sizes > 0] = sums[sizes > 0] / sizes[sizes > 0]
+    return thresholds
+
+
+def label_errors(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    known: np.ndarray | None = None,
+    thresholds: np.ndarray | None = None,
 ) -> LabelErrors:
     """Count each example as the class that it is confidently of, and compare with its label.
 
@@ -53,19 +96,18 @@ def label_errors(
         labels: ``[N]`` integers in 0..K-1.
         known: ``[N]`` bool, the examples to look at; None for all. Others have no part in a
             threshold, margin NaN and no suggestion.
+        thresholds: ``[K]`` float32, where these examples are part of a data set that they are of;
+            None for those of these examples.
 
     Raises:
         ValueError: arrays of other shapes, or a label of no class.
     """
-    _check(probabilities, labels, known)
+    if thresholds is None:
+        thresholds = thresholds_of(*class_sums(probabilities, labels, known))
+    else:
+        _check(probabilities, labels, known)
     count, classes = probabilities.shape
     known = np.ones(count, bool) if known is None else known
-    sums, sizes = np.zeros(classes), np.bincount(labels[known], minlength=classes)
-    for _, given, label in _blocks(probabilities, labels, known):
-        np.add.at(sums, label, given[np.arange(len(label)), label].astype(np.float64))
-    # Rounded as probabilities are: those of a class that are all alike then reach their mean.
-    thresholds = np.full(classes, np.inf, np.float32)
-    thresholds[sizes > 0] = sums[sizes > 0] / sizes[sizes > 0]
     joint = np.zeros((classes, classes), np.int64)
     suggested, margin = np.full(count, -1), np.full(count, np.nan, np.float32)
     for rows, given, label in _blocks(probabilities, labels, known):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attent.tasks import label_errors as module
-from attent.tasks.label_errors import label_errors
+from attent.tasks.label_errors import class_sums, label_errors, thresholds_of
 
 # Five examples of three classes; nobody is labelled 2.
 P = np.array(
@@ -67,6 +67,76 @@ def test_blocks_make_no_difference(monkeypatch):
     for name in ("joint", "suggested", "margin"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
     np.testing.assert_allclose(whole.thresholds, parts.thresholds, rtol=1e-6)
+
+
+def test_probabilities_that_are_the_noise_itself_give_the_joint_exactly():
+    """Theorem 1 of the paper: with p(label | true class) for probabilities every count is right.
+
+    Eight of true class 0 are labelled 0 and two 1; three of true class 1 are labelled 0, seven 1.
+    t0 = (8 * 0.8 + 3 * 0.3) / 11 = 0.66, which 0.8 reaches and 0.3 does not;
+    t1 = (2 * 0.2 + 7 * 0.7) / 9 = 0.54, which 0.7 reaches and 0.2 does not.
+    """
+    true = np.repeat([0, 1], 10)
+    labels = np.array([0] * 8 + [1] * 2 + [0] * 3 + [1] * 7)
+    found = label_errors(np.array([[0.8, 0.2], [0.3, 0.7]], np.float32)[true], labels)
+    np.testing.assert_allclose(found.thresholds, [7.3 / 11, 5.3 / 9], rtol=1e-6)
+    assert found.joint.tolist() == [[8, 3], [2, 7]]
+    wrong = (labels != true).nonzero()[0]
+    assert (found.suggested >= 0).nonzero()[0].tolist() == wrong.tolist()
+    assert found.suggested[wrong].tolist() == true[wrong].tolist()
+    # 0.3 - 0.7 and 0.2 - 0.8: the surer come first.
+    np.testing.assert_allclose(found.margin[wrong], [-0.6, -0.6, -0.4, -0.4, -0.4], atol=1e-6)
+
+
+def by_definition(given: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The confident joint and what each example counts as (-1: nothing), one at a time."""
+    classes = given.shape[1]
+    means = [
+        np.float32(given[labels == j, j].mean(dtype=np.float64)) if j in labels else np.inf
+        for j in range(classes)
+    ]
+    joint, counted = np.zeros((classes, classes), int), np.full(len(labels), -1)
+    for n, label in enumerate(labels):
+        confident = [j for j in range(classes) if given[n, j] >= means[j]]
+        if confident:
+            counted[n] = max(confident, key=lambda j: given[n, j])
+            joint[label, counted[n]] += 1
+    return joint, counted
+
+
+@pytest.mark.parametrize(("seed", "classes", "spread"), [(0, 2, 1.0), (1, 5, 0.3), (2, 9, 3.0)])
+def test_any_probabilities_count_as_defined_in_any_order(seed, classes, spread):
+    draw = np.random.default_rng(seed)
+    given = draw.dirichlet(np.full(classes, spread), 400).astype(np.float32)
+    labels = draw.integers(0, classes - (classes > 5), 400)  # of nine the last is nobody's label
+    found = label_errors(given, labels)
+    joint, counted = by_definition(given, labels)
+    assert np.array_equal(found.joint, joint)
+    assert np.array_equal(found.suggested, np.where(counted == labels, -1, counted))
+    candidates = found.suggested >= 0
+    assert 0 < candidates.sum() == joint.sum() - joint.trace()
+    others = np.where(np.eye(classes, dtype=bool)[labels], -1, given)
+    np.testing.assert_array_equal(found.margin, given[np.arange(400), labels] - others.max(1))
+    order = draw.permutation(400)
+    shuffled = label_errors(given[order], labels[order])
+    assert np.array_equal(shuffled.joint, joint)
+    assert np.array_equal(shuffled.suggested, found.suggested[order])
+
+
+def test_parts_of_a_data_set_by_the_thresholds_of_the_whole():
+    draw = np.random.default_rng(3)
+    given = draw.dirichlet(np.ones(4), 90).astype(np.float32)
+    labels, known = draw.integers(0, 4, 90), draw.random(90) < 0.8
+    whole = label_errors(given, labels, known)
+    parts = [slice(0, 50), slice(50, 50), slice(50, 90)]
+    sums = [class_sums(given[part], labels[part], known[part]) for part in parts]
+    thresholds = thresholds_of(sum(s for s, _ in sums), sum(n for _, n in sums))  # type: ignore[arg-type]
+    np.testing.assert_allclose(thresholds, whole.thresholds, rtol=1e-6)
+    found = [label_errors(given[p], labels[p], known[p], whole.thresholds) for p in parts]
+    assert np.array_equal(sum(one.joint for one in found), whole.joint)
+    assert np.array_equal(np.concatenate([one.suggested for one in found]), whole.suggested)
+    alone = label_errors(given[parts[0]], labels[parts[0]], known[parts[0]])
+    assert not np.array_equal(alone.thresholds, whole.thresholds)
 
 
 def test_wrong_labels_that_are_put_in_are_found_and_few_others():
