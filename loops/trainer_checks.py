@@ -27,7 +27,7 @@ def check_trainer(trainer: Any, mixin: type, *, known: bool, given: Callable | N
         found.append(
             "several GPUs in one process (DataParallel): start with accelerate or torchrun"
         )
-    found += _of_losses(trainer, given is None)
+    found += [*_of_order(type(trainer), mixin), *_of_losses(trainer, given is None)]
     router = given is None and _trains_router(trainer)
     if router:
         found.append(
@@ -92,10 +92,20 @@ def _trains_router(trainer: Any) -> bool:
     return bool(asked) or getattr(trainer, "aux_loss_enabled", False)
 
 
-def _passed_over(cls: type, mixin: type) -> tuple[str, str]:
-    """Whose ``compute_loss`` a trainer's rows' losses take the place of: its library and name."""
+def _of_order(cls: type, mixin: type) -> Iterator[str]:
+    for method, what in (("_get_train_sampler", "sampler"), ("get_train_dataloader", "loader")):
+        owner = _passed_over(cls, mixin, method)
+        if owner != TRAINER:
+            yield (
+                f"{owner[1]} has a {what} of its own: the teacher gives the order; what makes a "
+                "batch of rows is given as data_collator"
+            )
+
+
+def _passed_over(cls: type, mixin: type, method: str = "compute_loss") -> tuple[str, str]:
+    """Whose method a mixin's takes the place of: the class's library and name."""
     after = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
-    owner = next(each for each in after if "compute_loss" in vars(each))
+    owner = next(each for each in after if method in vars(each))
     return owner.__module__.partition(".")[0], owner.__name__
 
 

@@ -143,7 +143,16 @@ class Selective(_Base):
         return StepLoader(self.teacher.loop(loader), sampler)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """A micro-batch's forward and backward; it is rows that count, not the step's tokens."""
+        """A micro-batch's forward and backward; it is rows that count, not the step's tokens.
+
+        Raises:
+            ValueError: the batch is of another loader, and would be trained on past the teacher.
+        """
+        if CHOSEN not in inputs:
+            raise ValueError(
+                "the batches do not say which examples they are of: let get_train_dataloader give "
+                "what super().get_train_dataloader() does"
+            )
         return super().training_step(model, inputs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

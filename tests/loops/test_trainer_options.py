@@ -9,8 +9,9 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
+from attent.loops.transformers import selective
 from attent.pipeline import constant, infobatch
 from tests.loops.training import (
     OLD_NAME,
@@ -284,6 +285,60 @@ def test_processes_that_read_the_same_rows(tmp_path, monkeypatch, kind):
 def test_searches(tmp_path):
     with pytest.raises(ValueError, match="trains several times: not with a teacher"):
         made(tmp_path).train(trial={"learning_rate": 0.1})
+
+
+class Sampled(Trainer):
+    """It has an order of its own."""
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        raise AssertionError
+
+
+class Loaded(Trainer):
+    """It has a loader of its own."""
+
+    def get_train_dataloader(self) -> Any:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("cls", [Sampled, Loaded])
+def test_orders_of_ones_own(tmp_path, cls):
+    with pytest.raises(ValueError, match=f"{cls.__name__} has .* of its own: the teacher gives"):
+        selective(cls)(llama(), arguments(tmp_path), train_dataset=rows(), teacher=teacher())
+
+
+class Past(SelectiveTrainer):
+    """It goes past the teacher."""
+
+    def get_train_dataloader(self) -> Any:
+        return Trainer.get_train_dataloader(self)
+
+
+def test_a_loader_past_the_teacher(tmp_path):
+    trainer = Past(llama(), arguments(tmp_path), train_dataset=rows(), teacher=teacher())
+    with pytest.raises(
+        ValueError, match=r"which examples they are of: .* super\(\)\.get_train_dataload"
+    ):
+        trainer.train()
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    """It ends training, whatever the trainer would do of it in its logs."""
+
+    def losses(model: Any, inputs: Any) -> Any:
+        found = model(input_ids=inputs["input_ids"]).logits.square().mean(dim=(1, 2))
+        return found.masked_fill(inputs["input_ids"].eq(bad).all(1), torch.inf)
+
+    bad = rows()[5]["input_ids"]
+    trainer = SelectiveTrainer(
+        llama(),
+        arguments(tmp_path, logging_nan_inf_filter=True),
+        train_dataset=rows(),
+        teacher=teacher(),
+        per_example_loss=losses,
+    )
+    with pytest.raises(ValueError, match=r"the loss of example 5 is not finite \(inf\)"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("options", [{}, {"max_steps": 5}], ids=["", "max_steps"])
