@@ -140,7 +140,7 @@ def several():
     """Steps of 5 are shared out as 3 and 2; of a step of 2 each has one, and still two parts."""
     with tempfile.TemporaryDirectory() as folder:
         started = mp.start_processes(_one, (folder,), COUNT, join=False, start_method="spawn")
-        end = time.monotonic() + 150
+        end = time.monotonic() + 300
         while not started.join(timeout=5):
             if time.monotonic() > end:
                 for process in started.processes:
