@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: setup run digits test lint types unit clean
 
@@ -33,8 +34,9 @@ types: setup
 	for part in pipeline models tasks loops; do ln -sfn ../../../$$part build/typing/attent/$$part; done
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# In as many processes as there are cores on the smallest machine; a file's tests stay together.
 unit: setup
-	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov=pipeline --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 clean:
 	rm -rf $(VENV) build

@@ -40,8 +40,11 @@ def test_the_readme_has_the_same_tables(written):
 
 
 def test_every_claim_was_made_under_the_protocol_that_is_kept():
+    claimed = 0
     for name, world in load(PROOF / "protocol.yaml").worlds.items():
         path = results_file(PROOF / "results", world)
         claims = [record for record in Store(path).records if record["stage"] == "claim"]
-        assert {record["protocol"] for record in claims} == {world.hash}, name
+        assert {record["protocol"] for record in claims} <= {world.hash}, name
         assert not {record["commit"] for record in claims if "-changed" in record["commit"]}
+        claimed += len(claims)
+    assert claimed

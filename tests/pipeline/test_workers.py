@@ -375,7 +375,7 @@ def program(text: str) -> subprocess.Popen[str]:
 
 def test_a_program_ends_though_workers_hang():
     with program("a = opened(True, 'hangs')\nb = opened(False, 'hangs')") as run:
-        out, err = run.communicate(timeout=120)
+        out, err = run.communicate(timeout=300)
     assert (run.returncode, out, err) == (0, "[0, 1, 2, 3]\n" * 2, "")
 
 

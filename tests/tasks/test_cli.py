@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
     """The process and the folder of a whole run."""
     path = tmp_path_factory.mktemp("cli") / "run"
     argv = [str(SCRIPT), "classify", *TINY_FLAGS, "--output_dir", str(path)]
-    process = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    process = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stderr
     return process, RunFolder(path)
 
@@ -149,7 +149,7 @@ def test_a_plan_says_what_the_run_did(finished, attent):
 def test_wrong_input_in_a_process_of_its_own(tmp_path):
     argv = [sys.executable, "-m", "attent.tasks", "classify", "--initial_ratio", "1.5"]
     process = subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+        argv, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path
     )
     assert process.returncode == 2
     assert process.stdout == ""

@@ -183,7 +183,7 @@ def test_bad_input_is_said_once(digits_file, tmp_path):
     options = CLASSIFY | {"epochs": 2}
     words = ["--data", str(digits_file), "--output_dir", str(tmp_path / "run"), *flags(options)]
     process = torchrun(2, "classify", *words)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert said.count("error: the plan does not fit") == 1
     assert not (tmp_path / "run").exists()
@@ -225,7 +225,7 @@ def test_frozen_weights_are_shared_out(rows, tmp_path):
 def test_fsdp_is_refused_where_everything_is_trained(digits_file, tmp_path):
     words = ["--data", str(digits_file), "--output_dir", str(tmp_path / "run"), *flags(CLASSIFY)]
     process = torchrun(2, "classify", *words, ACCELERATE_USE_FSDP="true")
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert said.count("error: FSDP shares out the frozen weights of language models") == 1
 

@@ -150,7 +150,7 @@ def test_the_order_of_domains_is_the_callers_in_every_process(root):
         )
         for seed in (0, 1)
     ]
-    words = [run.communicate(timeout=120)[0].split() for run in runs]
+    words = [run.communicate(timeout=300)[0].split() for run in runs]
     expected = ["semseg", "rgb", "depth", "ant/1.0", "ant/2", "zebra/a", "zebra/herd/b"]
     assert words[0][:7] == words[1][:7] == expected
     assert words[0][7:] != words[1][7:]  # or these two seeds would show nothing

@@ -75,7 +75,7 @@ def finished(tmp_path_factory):
     file = written(LONG | {"epochs": 99, "seed": 5}, path / "ours.yaml")
     argv = [str(SCRIPT), "pretrain", "--epochs", "6", "--config", file, "--seed=0"]
     argv += ["--output_dir", str(path / "run")]
-    process = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    process = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stderr
     return process, RunFolder(path / "run")
 

@@ -465,7 +465,7 @@ def test_ctrl_c_saves_and_a_running_folder_is_locked(tmp_path):
         resume(folder.path, silent)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130
     assert told.splitlines() == [f"stopped and saved; go on with: attent resume {folder.path}"]
     step = load_state(last_checkpoint(folder))[1]["step"]

@@ -195,7 +195,7 @@ def killed(digits_file, tmp_path_factory) -> Path:
     words = ["classify", "--data", str(digits_file), "--output_dir", str(folder)]
     words += [*flags(CLASSIFY), "--save_every", "0.5"]
     process = torchrun(2, *words, module="tests.tasks.dying", **ZERO)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert f"attent resume {folder}" in said
     return folder
