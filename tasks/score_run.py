@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,26 +19,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from attent.pipeline import ExampleError, Signal, Source, Task
+from attent.pipeline import ExampleError, Signal, Source, Task, processes
 from attent.pipeline.signals import SIGNALS
 from attent.tasks.build import Run, loading_of
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.commands import COMMANDS
 from attent.tasks.config import ConfigError, need
+from attent.tasks.data.dropped import Dropped, told
 from attent.tasks.data.named import is_named, refuse_ambiguous
 from attent.tasks.data.scenes import SCENE_CLASSES
+from attent.tasks.data.shards.damaged import damaged_of
 from attent.tasks.detection import Detection
 from attent.tasks.folder import RunFolder, make_folder
 from attent.tasks.language import InstructionTuning
 from attent.tasks.language.config import PACKED_SIGNALS
+from attent.tasks.launch import session
+from attent.tasks.lost import noticing_the_lost
 from attent.tasks.measure import same_form
 from attent.tasks.report.scores import write_scores_page
 from attent.tasks.run import load_trained
-from attent.tasks.scoring import Scored, score_dataset, signals_of
+from attent.tasks.scored import Scored
+from attent.tasks.scoring import Tell, score_dataset, signals_of
 from attent.tasks.table_files import ending, write_table
 
 Split = Literal["train", "val"]
-Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +85,16 @@ def score_run(
         config: what is scored.
         tell: told after each batch how many examples are measured, and of how many.
 
+    Where a launcher has started several processes, all of them call it: they share the batches out,
+    and the main one alone writes and speaks.
+
     Returns:
-        The scores, and the files written: the table, and the page if one was asked for.
+        The scores, and the files that this process has written: the table, and the page if one was
+        asked for.
 
     Raises:
-        ConfigError: an option that cannot be, or a file that is there already.
+        ConfigError: an option that cannot be, a file that is there already, or a run that cannot be
+            built again.
         CheckpointError: the run has no usable checkpoint.
         ExampleError: an example that cannot be read, or whose score is not finite.
         ValueError: data that are not as the run's are.
@@ -93,36 +103,81 @@ def score_run(
     refuse_ambiguous(command, config.data)
     signals_of(config.signals)
     need(config, "batch_size", lambda v: v is None or v >= 1, "at least 1, or null")
-    files = _files(folder, config)  # before the work, of which they are the end
-    run, step = load_trained(folder, best=config.best, device=config.device)
     skip = config.skip_unreadable or options.skip_unreadable
-    options = dataclasses.replace(options, skip_unreadable=skip)
-    source = _source(command, options, run, config)
-    about = {
-        "model": str(folder.path),
-        "step": step,
-        "checkpoint": "best" if config.best else "last",
-        "data": config.data or options.data,
-        "split": config.split,
-    }
-    with _saying_how_to_skip(skip):
-        scored = score_dataset(
-            run.task,
-            source,
-            _measurable(run.task, config.signals),
-            state=run.state,
-            batch_size=config.batch_size or options.score_batch_size,
-            chunk=options.score_chunk,
-            loading=loading_of(options),
-            classes=_classes(source, options, config),
-            about=about,
-            tell=tell,
-        )
-    write_table(files[0], scored.schema, scored.batches())
-    if config.page:
-        named = COMMANDS[command]
-        write_scores_page(files[1], scored, thumbnails=named.thumbnails, text=named.text)
-    return scored, files
+    options = dataclasses.replace(options, skip_unreadable=skip, device=config.device)
+    with noticing_the_lost(), session(options):
+        world = processes()
+        # Before the work, of which they are the end.
+        files = world.on_main(lambda: _files(folder, options, config))
+        run, step = world.main_first(lambda: _trained(folder, config))
+        source = world.main_first(lambda: _source(command, options, run, config))
+        about = {
+            "model": str(folder.path),
+            "step": step,
+            "checkpoint": "best" if config.best else "last",
+            "data": config.data or options.data,
+            "split": config.split,
+        }
+        with _saying_how_to_skip(skip):
+            scored = score_dataset(
+                run.task,
+                source,
+                _measurable(run.task, config.signals),
+                state=run.state,
+                batch_size=config.batch_size or options.score_batch_size,
+                chunk=options.score_chunk,
+                loading=loading_of(options),
+                classes=_classes(source, options, config),
+                about=about,
+                trained_on=_trained_on(command, options, config),
+                tell=tell,
+            )
+        scored = dataclasses.replace(scored, notes=_left_out(source))
+
+        def write() -> None:
+            write_table(files[0], scored.schema, scored.batches())
+            if config.page:
+                named = COMMANDS[command]
+                write_scores_page(files[1], scored, thumbnails=named.thumbnails, text=named.text)
+
+        world.on_main(write)
+        return scored, files if world.main else []
+
+
+def _trained(folder: RunFolder, config: ScoreConfig) -> tuple[Run, int]:
+    """The run with its checkpoint's weights, and the step of that."""
+    try:
+        return load_trained(folder, best=config.best, device=config.device)
+    except ConfigError as error:
+        if config.data is None or not str(error).startswith("data: "):
+            raise
+        why = str(error).removeprefix("data: ")
+        raise ConfigError(
+            f"model: {folder.path} is built again of what it was trained on too: {why}"
+        ) from error
+
+
+def _trained_on(command: str, options: Any, config: ScoreConfig) -> bool | None:
+    """Whether the run was trained on what is scored; None if nobody knows."""
+    if config.data is not None and not _same(config.data, options.data):
+        return None
+    if config.data is not None and hasattr(options, "held_out_data"):
+        whole = config.split == "val" and not is_named(command, config.data)
+        return None if whole else config.split == "train"  # val may be all of the rows
+    return config.split == "train"
+
+
+def _same(data: str, other: str | None) -> bool:
+    """Whether two names of data are of the same file or folder."""
+    return other is not None and (data == other or Path(data).resolve() == Path(other).resolve())
+
+
+def _left_out(source: Source) -> list[str]:
+    """What is not scored, as it is not among the examples."""
+    rows = [one for one in getattr(source, "dropped", ()) if isinstance(one, Dropped)]
+    notes = [told(rows, len(source))] if rows else []
+    shards = damaged_of(source)
+    return notes + [f"a shard cannot be read and is left out: {one.reason}" for one in shards]
 
 
 def _measurable(task: Task, names: Sequence[str]) -> list[Signal]:
@@ -159,20 +214,29 @@ def _saying_how_to_skip(skips: bool) -> Iterator[None]:
         raise type(error)(f"{error}; {hint}") from error
 
 
-def _files(folder: RunFolder, config: ScoreConfig) -> list[Path]:
-    """What is to be written."""
+def _files(folder: RunFolder, options: Any, config: ScoreConfig) -> list[Path]:
+    """What is to be written, and can be."""
     out = Path(config.out) if config.out else folder.path / "scores.parquet"
     try:
         ending(out)
     except ValueError as error:
         raise ConfigError(f"out: {error}") from error
     files = [out, out.with_suffix(".html")] if config.page else [out]
+    inputs = [config.data, options.data, getattr(options, "held_out_data", None)]
+    inputs += [str(folder.log), str(folder.path / "skipped.jsonl")]
     for path in files:
         if path.is_dir():
             raise ConfigError(f"out: {path} is a folder")
+        if any(_same(str(path), other) for other in inputs):
+            raise ConfigError(f"out: {path} is what the run or its data are read from")
         if path.exists() and not config.overwrite:
             raise ConfigError(f"out: {path} is there already; name another file, or --overwrite it")
     make_folder(out.parent, "out")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out: nothing can be written in {out.parent}: {error}") from error
     return files
 
 
@@ -181,15 +245,26 @@ def _source(command: str, options: Any, run: Run, config: ScoreConfig) -> Source
     if config.data is None:
         return run.source if config.split == "train" else run.held_out
     options = dataclasses.replace(options, data=config.data)
-    if config.split == "val":
+
+    def held_out() -> Source:
         source = COMMANDS[command].load_held_out(options, run.held_out)
-    else:
-        try:
-            source = COMMANDS[command].load_data(_whole(command, options))[0]
-        except ConfigError as error:
-            raise ConfigError(f"{error} (split val needs no training split)") from error
-    same_form(run, source, config.data)
-    return source
+        same_form(run, source, options.data)
+        return source
+
+    try:
+        if config.split == "val":
+            return held_out()
+        source = COMMANDS[command].load_data(_whole(command, options))[0]
+        same_form(run, source, config.data)
+        return source
+    except ValueError as error:
+        why = str(error).removeprefix("data: ")
+        said = f"data: {why}" if config.data in why else f"data: {config.data}: {why}"
+        if config.split == "train":
+            with contextlib.suppress(ValueError):
+                count = len(held_out())
+                said += f" (--split val can be scored: {count:,} examples)"
+        raise ConfigError(said) from error
 
 
 def _whole(command: str, options: Any) -> Any:

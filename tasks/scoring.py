@@ -5,31 +5,28 @@ Shapes: N examples, B of them in a batch, K classes.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from attent.pipeline import Loading, Signal, Source, Task, initial_state
 from attent.pipeline.order import longest_first
+from attent.pipeline.processes import is_sharded, processes
 from attent.pipeline.score import Frozen, check_finite
 from attent.pipeline.signals import OBSERVED_ONLY, SIGNALS
 from attent.pipeline.stream import Stream
 from attent.pipeline.task import in_eval_mode
 from attent.tasks.classification import Classification
 from attent.tasks.config import did_you_mean
-from attent.tasks.label_errors import label_errors
-
-ROWS = 65_536
-"""Rows that are made into a table together."""
+from attent.tasks.label_errors import class_sums, label_errors, thresholds_of
+from attent.tasks.scored import ROWS, Scored
 
 OWN = (
     "index", "name", "label", "label_name", "predicted", "predicted_name", "probability", "margin",
@@ -37,113 +34,7 @@ OWN = (
 )  # fmt: skip
 """Names of columns that no signal can have."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """Scores of a data set, in the order of its examples.
-
-    Attributes:
-        source: the data set.
-        signals: names of the signals, each a column.
-        columns: name -> ``[N]``: ``label`` where examples have one, of a classifier ``predicted``,
-            ``probability`` (of that class), ``margin``, ``suggested`` (-1 for none) and
-            ``label_error``, and the signals.
-        classes: names of the classes, where the source has them.
-        unreadable: index -> why the example could not be read; None where that is an error.
-        about: what was measured, and by what.
-    """
-
-    source: Source
-    signals: tuple[str, ...]
-    columns: Mapping[str, np.ndarray]
-    classes: Sequence[str] | None = None
-    unreadable: Mapping[int, str] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def readable(self) -> np.ndarray:
-        """``[N]`` bool."""
-        found = np.ones(len(self), bool)
-        found[list(self.unreadable or {})] = False
-        return found
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the table; ``about`` as JSON in its metadata, under ``attent``."""
-        kinds: dict[str, pa.DataType] = {"index": pa.int64()}
-        if hasattr(self.source, "locate"):
-            kinds["name"] = pa.string()
-        for name, values in self.columns.items():
-            kinds[name] = pa.from_numpy_dtype(values.dtype)
-            if self.classes is not None and name in ("label", "predicted", "suggested"):
-                kinds[f"{name}_name"] = pa.string()
-        if self.unreadable is not None:
-            kinds["unreadable"] = pa.string()
-        return pa.schema(kinds.items(), metadata={"attent": json.dumps(dict(self.about))})
-
-    def batches(self, rows: int = ROWS) -> Iterator[pa.RecordBatch]:
-        """The table, so many rows at a time: names are asked for as they are needed."""
-        schema, readable = self.schema, self.readable
-        for start in range(0, len(self), rows):
-            stop = min(start + rows, len(self))
-            part, index = slice(start, stop), np.arange(start, stop)
-            made: dict[str, Any] = {"index": index}
-            if "name" in schema.names:
-                locate: Callable[[int], str] = self.source.locate  # type: ignore[attr-defined]
-                made["name"] = [locate(i) for i in index.tolist()]
-            for name, column in self.columns.items():
-                values = column[part]
-                none = ~readable[part] | (values == -1 if name == "suggested" else False)
-                made[name] = pa.array(values, mask=none)
-                if self.classes is not None and f"{name}_name" in schema.names:
-                    made[f"{name}_name"] = [
-                        None if gone else self.class_name(int(i))
-                        for i, gone in zip(values, none, strict=True)
-                    ]
-            if self.unreadable is not None:
-                made["unreadable"] = [self.unreadable.get(i) for i in index.tolist()]
-            yield pa.RecordBatch.from_pydict(
-                {name: made[name] for name in schema.names}, schema=schema
-            )
-
-    def table(self) -> pa.Table:
-        """A row for each example; what was not measured of one that cannot be read is null."""
-        return pa.Table.from_batches(self.batches(), self.schema)
-
-    def likely_errors(self) -> np.ndarray:
-        """Indices of the examples whose labels are likely wrong, the surest first; ``[n]``."""
-        found = self.columns["label_error"].nonzero()[0]
-        return found[self.columns["margin"][found].argsort(kind="stable")]
-
-    def class_name(self, number: int) -> str:
-        """The name of a class; its number where it has none."""
-        known = self.classes or ()
-        return known[number] if 0 <= number < len(known) else str(number)
-
-    def summary(self) -> list[str]:
-        """What is to be said of it, in a line each."""
-        found = []
-        for name in self.signals:
-            values = self.columns[name][self.readable]
-            if values.size:
-                low, middle, high = np.quantile(values, [0, 0.5, 1])
-                found.append(
-                    f"{name} of {values.size:,} examples: median {middle:.4g}, {low:.4g} to "
-                    f"{high:.4g}"
-                )
-        if "label_error" in self.columns:
-            count = int(self.columns["label_error"].sum())
-            found.append(f"{count:,} label{'s are' if count != 1 else ' is'} likely wrong")
-        if self.unreadable:
-            count = len(self.unreadable)
-            found.append(
-                f"{count:,} example{'s' if count > 1 else ''} could not be read and "
-                f"ha{'ve' if count > 1 else 's'} no scores"
-            )
-        return found
+Tell = Callable[[int, int], None]
 
 
 def score_dataset(
@@ -157,7 +48,8 @@ def score_dataset(
     loading: Loading | None = None,
     classes: Sequence[str] | None = None,
     about: Mapping[str, Any] | None = None,
-    tell: Callable[[int, int], None] | None = None,
+    trained_on: bool | None = None,
+    tell: Tell | None = None,
 ) -> Scored:
     """Measure every example of a data set once, as the score stage does: in eval mode, unaugmented.
 
@@ -177,40 +69,87 @@ def score_dataset(
             scores, but the reason.
         classes: names of the K classes; None for the source's own, if it has any.
         about: goes into the table's metadata.
-        tell: told after each batch how many examples are measured, and N.
+        trained_on: whether the model was trained on these examples; None if that is not known.
+        tell: told after each batch how many examples are measured, and N; of several processes in
+            the main one, which speaks for all.
 
     Returns:
-        The scores. In memory are a few numbers for each example, and nothing else that grows with
-        N; probabilities of the classes are kept in a temporary file until they have been compared.
+        The scores, the same in every process. In memory are a few numbers for each example, and
+        nothing else that grows with N; probabilities of the classes are kept in a temporary file
+        until they have been compared.
 
     Raises:
-        ValueError: no signal, one that does not exist or that only training sees, or a batch size
-            below 1.
+        ValueError: no example; no signal, one that does not exist or that only training sees; a
+            batch size below 1; a model that several processes hold parts of.
         ExampleError: an example that cannot be read, or whose score is not finite.
     """
     chosen = signals_of(signals)
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    if len(source) < 1:
+        raise ValueError("the data hold no examples")
+    if is_sharded(task.model):
+        raise ValueError(
+            "each process scores batches of its own, for which it needs the whole model: start "
+            "them without FSDP"
+        )
     state = initial_state(task, source) if state is None else state
     loading = loading or Loading()
     names = tuple(signal.name for signal in chosen)
-    kept = _Kept(len(source), names)
-    with in_eval_mode(task.model):
-        model, done = Frozen(task, state), 0
-        for batch in Stream(source, longest_first(source), batch_size, loading=loading):
+    # Of probabilities there are by far the most numbers.
+    with tempfile.TemporaryFile() as shares, in_eval_mode(task.model):
+        model, kept = Frozen(task, state), _Kept(names, shares)
+
+        def take(batch: TensorDict) -> None:
             kept.take(_measured(model, chosen, batch, chunk), batch["index"].cpu(), source)
-            done += len(batch)
-            if tell is not None:
-                tell(done, len(source))
-    unreadable = None if loading.skipped is None else loading.skipped.of(source)
+
+        _in_batches(source, batch_size, loading, take, tell)
+        unreadable = None
+        if loading.skipped is not None:
+            every = processes().gather_objects(loading.skipped.of(source))
+            unreadable = dict(sorted(ChainMap(*every).items()))
+        columns = _columns(kept, len(source), unreadable or {})
     return Scored(
         source=source,
         signals=names,
-        columns=kept.columns(unreadable or {}),
+        columns=columns,
         classes=getattr(source, "classes", None) if classes is None else classes,
         unreadable=unreadable,
-        about={**_about(task, source, names, unreadable), **(about or {})},
+        trained_on=trained_on,
+        about={
+            **_about(task, source, names, unreadable),
+            **(about or {}),
+            **({} if trained_on is None else {"trained on these": trained_on}),
+        },
     )
+
+
+def _in_batches(
+    source: Source,
+    batch_size: int,
+    loading: Loading,
+    take: Callable[[TensorDict], None],
+    tell: Tell | None,
+) -> None:
+    """Go through a data set once, each process through its share of the batches.
+
+    Raises:
+        ValueError: an example cannot be read or measured; in every process.
+    """
+    world, done, bad = processes(), 0, None
+    stream = Stream(source, longest_first(source), batch_size, loading=loading, share=world.dealt)
+    tell = tell if world.main else None
+    try:
+        for batch in stream:
+            take(batch)
+            done += len(batch) * world.count  # the others are about as far
+            if tell is not None and done < len(source):
+                tell(done, len(source))
+    except ValueError as error:
+        bad = error
+    world.agree(bad)
+    if tell is not None:
+        tell(len(source), len(source))
 
 
 def _about(
@@ -269,7 +208,7 @@ def _measured(
     if "label" in found and _is_classifier(task):
         with torch.no_grad():
             output = task.forward(model, ready)
-            found["probabilities"] = _probabilities(task, output, ready)
+            found |= _probabilities(task, output, ready)
     for signal in signals:
         if signal is SIGNALS["loss"] and output is not None:  # from the forward already made
             with torch.no_grad():
@@ -283,52 +222,118 @@ def _is_classifier(task: Task) -> bool:
     return isinstance(task, Classification) or hasattr(task, "probabilities")
 
 
-def _probabilities(task: Task, output: Any, batch: TensorDict) -> Tensor:
-    """``[B, K]`` float32."""
+def _probabilities(task: Task, output: Any, batch: TensorDict) -> dict[str, Tensor]:
+    """``[B, K]`` float32, where there is more than one class."""
     own = getattr(task, "probabilities", None)
-    return output.float().softmax(1) if own is None else own(output, batch).float()
+    found = output.float().softmax(1) if own is None else own(output, batch).float()
+    if found.ndim != 2 or len(found) != len(batch):
+        raise ValueError(
+            f"probabilities of the classes are [B, K], here [{len(batch)}, K]; task {task.name!r} "
+            f"gives {[*found.shape]}"
+        )
+    return {"probabilities": found} if found.shape[1] > 1 else {}
 
 
 class _Kept:
-    """What was measured of each example, as batches come in any order."""
+    """What this process has measured, in the order it came in; probabilities on the disk."""
 
-    def __init__(self, num_examples: int, signals: Sequence[str]) -> None:
-        self._num_examples = num_examples
+    def __init__(self, signals: Sequence[str], shares: IO[bytes]) -> None:
         self._signals = signals
-        self._found: dict[str, np.ndarray] = {}
+        self._index: list[Tensor] = []
+        self._found: dict[str, list[Tensor]] = {}
+        self._shares = shares
+        self.classes = 0
 
     def take(self, measured: Mapping[str, Tensor], index: Tensor, source: Source) -> None:
-        """Enter what was measured of the examples at ``index``; scores must be finite."""
+        """Add what was measured of the examples at ``index``; scores must be finite."""
+        shares = measured.get("probabilities")
+        for name in self._signals:
+            check_finite(measured[name], index, source, name)
+        self._index.append(index)
         for name, values in measured.items():
-            if name in self._signals:
-                check_finite(values, index, source, name)
-            self._put(name, index, values)
-
-    def _put(self, name: str, index: Tensor, values: Tensor) -> None:
-        """Enter the values ``[B, ...]`` of the examples at ``index``."""
-        given = values.detach().cpu().numpy()
-        if name not in self._found:
-            shape = (self._num_examples, *given.shape[1:])
-            if len(shape) > 1:  # by far the most of it: on the disk, where it is unnamed
-                with tempfile.TemporaryFile() as file:
-                    self._found[name] = np.memmap(file, given.dtype, "w+", shape=shape)
-            else:
-                dtype = given.dtype if given.dtype.kind == "f" else np.dtype(np.int64)
-                self._found[name] = np.zeros(shape, dtype)
-        self._found[name][index.numpy()] = given
-
-    def columns(self, unreadable: Mapping[int, str]) -> dict[str, np.ndarray]:
-        """Columns of the table, of probabilities what they say."""
-        shares = self._found.pop("probabilities", None)
-        found = {name: self._found[name] for name in self._found if name not in self._signals}
+            if name != "probabilities":
+                given = values.detach().cpu()
+                given = given if given.is_floating_point() else given.long()
+                self._found.setdefault(name, []).append(given)
         if shares is not None:
-            known = np.ones(len(shares), bool)
-            known[list(unreadable)] = False
-            errors = label_errors(shares, found["label"], known)
-            starts = range(0, len(shares), ROWS)
-            parts = [shares[start : start + ROWS] for start in starts]
-            found["predicted"] = np.concatenate([part.argmax(1) for part in parts])
-            found["probability"] = np.concatenate([part.max(1) for part in parts])
-            found |= {"margin": errors.margin, "suggested": errors.suggested}
-            found["label_error"] = errors.suggested >= 0
-        return found | {name: self._found[name] for name in self._signals}
+            check_finite(shares.sum(1), index, source, "the sum of the probabilities")
+            self.classes = shares.shape[1]
+            try:
+                self._shares.write(shares.cpu().numpy().tobytes())
+            except OSError as error:
+                raise ValueError(
+                    f"the probabilities of the classes do not go into {tempfile.gettempdir()} "
+                    f"({error.strerror}): let the variable TMPDIR name a folder with more room"
+                ) from error
+
+    @property
+    def kinds(self) -> dict[str, torch.dtype]:
+        """Of the columns, by name; none where nothing was measured."""
+        return {name: values[0].dtype for name, values in self._found.items()}
+
+    def index(self) -> Tensor:
+        """``[n]``, of the examples measured."""
+        return torch.cat([torch.empty(0, dtype=torch.int64), *self._index])
+
+    def column(self, name: str, kind: torch.dtype) -> Tensor:
+        """``[n]``, in the same order."""
+        return torch.cat([torch.empty(0, dtype=kind), *self._found.get(name, [])])
+
+    def shares(self, classes: int) -> np.ndarray:
+        """Probabilities ``[n, K]``, in the same order."""
+        self._shares.flush()
+        if not self._index:
+            return np.zeros((0, classes), np.float32)
+        return np.memmap(self._shares, np.float32, "r").reshape(-1, classes)  # type: ignore[arg-type]
+
+
+def _columns(
+    kept: _Kept, num_examples: int, unreadable: Mapping[int, str]
+) -> dict[str, np.ndarray]:
+    """Columns of the table ``[N]``, of what all processes have measured."""
+    world = processes()
+    # One that had no batch does not know what others have found.
+    classes, kinds = max(world.gather_objects((kept.classes, kept.kinds)), key=lambda k: len(k[1]))
+    index, found = kept.index(), {name: kept.column(name, kind) for name, kind in kinds.items()}
+    if classes:
+        known = ~np.isin(index.numpy(), list(unreadable))
+        told = _told_by(kept.shares(classes), found["label"].numpy(), known)
+        found = {"label": found.pop("label"), **told, **found}
+    index, *gathered = world.gather(index, *found.values())
+    columns = {}
+    for name, values in zip(found, gathered, strict=True):
+        columns[name] = np.zeros(num_examples, values.numpy().dtype)
+        columns[name][index.numpy()] = values.numpy()
+        if name == "suggested":
+            columns["label_error"] = columns[name] >= 0
+    return columns
+
+
+def _told_by(shares: np.ndarray, labels: np.ndarray, known: np.ndarray) -> dict[str, Tensor]:
+    """What probabilities ``[n, K]`` say of each example, and of its label.
+
+    Args:
+        shares: of the examples of this process.
+        labels: ``[n]``, theirs.
+        known: ``[n]`` bool, which of them could be read.
+    """
+    classes, bad = shares.shape[1], None
+    sums = np.zeros(2 * classes)
+    try:
+        sums = np.concatenate(class_sums(shares, labels, known))
+    except ValueError as error:
+        bad = error
+    added = np.array(processes().agree(bad, *sums))
+    thresholds = thresholds_of(added[:classes], added[classes:])
+    errors = label_errors(shares, labels, known, thresholds)
+    predicted, probability = np.zeros(len(shares), np.int64), np.zeros(len(shares), np.float32)
+    for start in range(0, len(shares), ROWS):
+        part = slice(start, start + ROWS)
+        predicted[part], probability[part] = shares[part].argmax(1), shares[part].max(1)
+    found = {
+        "predicted": predicted,
+        "probability": probability,
+        "margin": errors.margin,
+        "suggested": errors.suggested,
+    }
+    return {name: torch.from_numpy(values) for name, values in found.items()}

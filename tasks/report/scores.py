@@ -24,7 +24,7 @@ from torch import Tensor
 from attent.pipeline import Source
 from attent.tasks.report import figures
 from attent.tasks.report.page import embedded, write_page
-from attent.tasks.scoring import Scored
+from attent.tasks.scored import Scored, share
 
 Thumbnails = Callable[[TensorDict], Sequence[tuple[Tensor, str]]]
 Text = Callable[[Any, int], str]
@@ -75,22 +75,56 @@ def write_scores_page(
     ]
     if "label_error" in scored.columns:
         found = scored.likely_errors()
-        parts.insert(0, (f"Likely label errors: {len(found):,}", found[:SHOWN], _ERRORS))
+        heading = f"Likely label errors: {len(found):,}"
+        heading += f", the surest {SHOWN}" * (len(found) > SHOWN)
+        parts.insert(0, (heading, found[:SHOWN], _of_label_errors(scored)))
     title = f"attent: scores of {scored.about.get('data', scored.about['task'])}"
     sections = [_about(scored), embedded(histograms(scored), "Distribution of each signal")]
     for heading, index, note in parts:
         sections.append(f"<h2>{html.escape(heading)}</h2>")
-        sections.append(f'<p class="note">{note}</p>' * bool(note))
+        sections.append(note)
         sections.append(_cards(scored, index.tolist(), thumbnails, text))
     write_page(path, title, sections, _CARDS)
 
 
-_ERRORS = (
+_HOW = (
     "Labels that the model's probabilities contradict, the surest first (confident learning, "
-    "Northcutt et al., JAIR 2021): the label → what the model predicts and its probability, and "
-    "the margin, the probability of the label less the largest other. Of examples that the model "
-    "was trained on it finds fewer than there are: some it has learned by heart."
+    "Northcutt et al., JAIR 2021). Each shows the label → what the model predicts and its "
+    "probability, and the margin, the probability of the label less the largest other. It counts "
+    "as the likeliest of the classes whose probability is no less than the mean of their own "
+    "examples; where that is another than the one predicted, it is named."
 )
+_TRAINED = (
+    "<b>The model was trained on these examples.</b> Wrong labels that it has learned by heart are "
+    "not here, and that it agrees with a label says little. Of examples held out (--split val), or "
+    "by a model trained without these, more are found."
+)
+_UNKNOWN = (
+    "If the model was trained on some of these examples, their wrong labels may be missing here: "
+    "it has learned some by heart."
+)
+
+
+def _of_label_errors(scored: Scored) -> str:
+    """What the candidates are, and how far the model is to be trusted with them."""
+    alike, of = scored.agreement() or (0, 0)
+    others = of - alike
+    if scored.is_weak:
+        trust = (
+            f"<b>The model predicts the given label of only {share(alike, of)}: it is weak on "
+            f"these data.</b> It contradicts {others:,} labels. Few data sets have a tenth of their "
+            "labels wrong, so many of those are its own mistakes, and many of the labels below are "
+            "right. Go by such a list when a better model has made it; this one shows rather what "
+            "this model gets wrong."
+        )
+    else:
+        trust = (
+            f"The model predicts the given label of {share(alike, of)}. Of the other {others:,} "
+            "some labels are wrong, and some are its own mistakes: look at an example before you "
+            "change its label."
+        )
+    known = {True: [_TRAINED], False: [], None: [_UNKNOWN]}[scored.trained_on]
+    return "".join(f'<p class="note">{told}</p>' for told in (trust, *known, _HOW))
 
 
 def histograms(scored: Scored) -> Figure:
@@ -121,11 +155,14 @@ def histograms(scored: Scored) -> Figure:
 def _about(scored: Scored) -> str:
     told = dict(scored.about)
     told |= told.pop("versions", {})
-    words = [
-        f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in told.items()
-    ]
-    return f'<p class="note">{html.escape(" · ".join(words))}</p>'
+    words = " · ".join(f"{name}: {_plain(value)}" for name, value in told.items())
+    return "".join(f'<p class="note">{html.escape(line)}</p>' for line in (words, *scored.notes))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _cards(
@@ -181,7 +218,9 @@ def _short(name: str, most: int = 60) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + " …"
+    """Its beginning and its end, where what is learned stands."""
+    half = CHARACTERS // 2
+    return text if len(text) <= CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 def _image(picture: Tensor, source: Source) -> str:

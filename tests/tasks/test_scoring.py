@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 
 import numpy as np
@@ -11,7 +13,6 @@ import pytest
 import torch
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
-from tensordict import TensorDict
 from torch import nn
 
 from attent.pipeline import (
@@ -25,11 +26,10 @@ from attent.pipeline import (
     score,
 )
 from attent.pipeline.skipped import SkippedList
+from attent.tasks import scoring
 from attent.tasks.classification import Classification
 from attent.tasks.data.digits import digits
-from attent.tasks.report import scores as page
-from attent.tasks.report.scores import write_scores_page
-from attent.tasks.scoring import Scored, score_dataset
+from attent.tasks.scoring import score_dataset
 from attent.tasks.table_files import write_table
 
 
@@ -199,7 +199,46 @@ def test_rows_are_made_some_at_a_time():
     assert pa.Table.from_batches(found.batches(2)).equals(found.table())
 
 
+def test_a_model_of_one_class_has_its_losses_alone():
+    task, source = Classification(Flat(2, 1), 1), numbers_source(5)
+    source.fields["image"] = source.fields.pop("x")
+    source.fields["label"] = torch.zeros(5, dtype=torch.int64)
+    assert score_dataset(task, source).table().column_names == ["index", "label", "loss"]
+
+
 # --- what cannot be
+
+
+def test_no_examples():
+    empty = TensorSource({"x": torch.zeros(0, 2), "y": torch.zeros(0)})
+    state = initial_state(Numbers(), numbers_source())
+    with pytest.raises(ValueError, match="the data hold no examples"):
+        score_dataset(Numbers(), empty, state=state)
+
+
+def test_probabilities_that_are_not_of_classes():
+    task, source = by_hand()
+    task.probabilities = lambda output, batch: output[:, 0]  # type: ignore[attr-defined]
+    message = r"are \[B, K\], here \[2, K\]; task 'classification' gives \[2\]"
+    with pytest.raises(ValueError, match=message):
+        score_dataset(task, source, batch_size=2)
+
+
+def test_probabilities_that_are_not_finite():
+    task, source = by_hand()
+    task.probabilities = lambda output, batch: output / (batch["index"] != 3)[:, None]  # type: ignore[attr-defined]
+    with pytest.raises(ExampleError, match=r"probabilities of example 3 \(box,3.png\) is -inf"):
+        score_dataset(task, source)
+
+
+def test_a_disk_without_room_for_the_probabilities(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scoring.tempfile, "TemporaryFile", Full)
+    with pytest.raises(ValueError, match=r"No space left on device.* let the variable TMPDIR name"):
+        score_dataset(*by_hand())
 
 
 @pytest.mark.parametrize(
@@ -297,52 +336,3 @@ def test_a_table_that_is_not_finished_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s.parquet"]
     with pytest.raises(ValueError, match=r"s.txt must end in .parquet, .csv or .jsonl"):
         write_table(tmp_path / "s.txt", found.schema, found.batches())
-
-
-# --- the page
-
-
-def page_of(scored: Scored, path, **how) -> str:
-    write_scores_page(path, scored, **how)
-    return path.read_text()
-
-
-def test_a_page_shows_the_hardest_first_and_the_errors_before_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "SHOWN", 2)
-    task, source = by_hand()
-    scored = score_dataset(task, source, ["loss", "output_grad_norm"])
-
-    def told(source, index):
-        return f"<text {index}>" + "x" * 700
-
-    found = page_of(scored, tmp_path / "p.html", text=told)
-    parts = found.split("<h2>")[1:]
-    assert [part.partition("</h2>")[0].partition(":")[0] for part in parts] == [
-        "Likely label errors", "Hardest", "Easiest",
-    ]  # fmt: skip
-    hard, easy = ([i for i in range(5) if f"&lt;text {i}&gt;" in part] for part in parts[1:])
-    assert (hard, easy) == ([2, 3], [0, 1])  # losses of 0.1, 0.4 and of 0.8, 0.6 (the first of two)
-    assert parts[1].index("text 2") < parts[1].index("text 3")
-    assert parts[2].index("text 0") < parts[2].index("text 1")
-    assert "<text" not in found
-    assert "x" * 600 not in found
-    assert "ant → <b class=wrong>bee</b> 70.0%" in parts[0]
-    assert "ant → <b>ant</b> 80.0%" in parts[2]
-    assert found.count("data:image/png") == 1  # the histograms
-    assert "http" not in found.replace("http-equiv", "")
-
-
-def test_a_page_of_pictures_has_each_inside(tmp_path):
-    source, _ = digits()
-    few = TensorSource({name: value[:30] for name, value in source.fields.items()})
-    scored = score_dataset(Classification(Flat(), 10), few)
-
-    def small(batch: TensorDict):
-        return [(image, "") for image in batch["image"]]
-
-    found = page_of(scored, tmp_path / "p.html", thumbnails=small)
-    errors = len(scored.likely_errors())
-    assert found.count("data:image/png") == 1 + 15 + 15 + min(errors, 48)
-    bare = page_of(score_dataset(Numbers(), numbers_source()), tmp_path / "q.html")
-    assert "Likely label errors" not in bare
-    assert bare.count("<figcaption>") == 30

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 from attent.pipeline import initialize, run, score
 from attent.tasks import cli, score_run
+from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.detection.config import DetectConfig
 from attent.tasks.folder import RunFolder
 from attent.tasks.language.config import InstructConfig
@@ -152,8 +153,10 @@ def test_other_data_are_scored_by_the_classes_of_the_run(digits_run, attent, tmp
     # A training split says itself which classes there are.
     error = only_an_error(*attent(*words, "--out", "t.jsonl"))
     assert "others has other classes (['7']) than the run" in error
+    assert "(--split val can be scored: 4 examples)" in error
     error = only_an_error(*attent("score", path / "run", "--data", "digits", "--out", "u.csv"))
     assert "digits has other classes" in error
+    assert "--split val" not in error
     assert not Path("t.jsonl").exists()
 
 
@@ -220,6 +223,65 @@ def test_what_is_there_is_replaced_only_where_that_is_asked_for(small, attent):
     status, _, err = attent("score", small.path, "--out", "s.csv", "--overwrite")
     assert status == 0, err
     assert len(Path("s.csv").read_text().splitlines()) == 13
+
+
+def test_what_is_read_is_not_replaced_even_where_that_is_asked_for(small, attent, tmp_path):
+    log = small.log.read_text()
+    for out in (small.log, small.path / "skipped.jsonl"):
+        error = only_an_error(*attent("score", small.path, "--out", out, "--overwrite"))
+        assert f"out: {out} is what the run or its data are read from" in error
+    assert small.log.read_text() == log
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("mine")
+    words = ("score", small.path, "--data", rows, "--out", "./rows.jsonl", "--overwrite")
+    assert "rows.jsonl is what the run or its data are read from" in only_an_error(*attent(*words))
+    assert rows.read_text() == "mine"
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(small, attent, monkeypatch):
+    def refused(*given, **how):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(score_run.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(score_run, "load_trained", None)  # would be called
+    error = only_an_error(*attent("score", small.path, "--out", "there/s.csv"))
+    assert "out: nothing can be written in there: [Errno 30] Read-only file system" in error
+
+
+def test_what_training_saw_is_known_by_its_name(small, attent, tmp_path):
+    own = small.load_config()[1].data
+    cases = [
+        ([], True), (["--split", "val"], False), (["--data", own], True),
+        (["--data", own, "--split", "val"], False), (["--data", tmp_path / "images"], None),
+    ]  # fmt: skip
+    write_images(tmp_path / "images")
+    for i, (words, seen) in enumerate(cases):
+        status, _, err = attent("score", small.path, *words, "--out", f"{i}.parquet")
+        assert status == 0, err
+        about = json.loads(parquet.read_schema(f"{i}.parquet").metadata[b"attent"])
+        assert about.get("trained on these") is seen, words
+        assert ("it was trained on them" in err) is (seen is True), words
+        assert "the model predicts the given label of " in err
+
+
+def test_data_of_the_run_that_are_gone_are_not_those_that_are_given(attent, tmp_path):
+    write_images(tmp_path / "images")
+    trained("classify", tmp_path / "run", data=str(tmp_path / "images"))
+    (tmp_path / "images").rename(tmp_path / "others")
+    error = only_an_error(*attent("score", "run", "--data", "others", "--out", "s.csv"))
+    assert "run is built again of what it was trained on too: there is no " in error
+    assert "set by the flag --data" not in error
+
+
+def test_labels_that_no_class_has_are_told_of_the_data_not_of_the_table(attent, tmp_path):
+    images = np.stack([picture(i, 8, 8)[..., 0] for i in range(20)])
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 2)
+    np.savez(tmp_path / "b.npz", images=images, labels=np.arange(20) % 2 + 7)
+    given = TRAINING | {"epochs": 1, "eval_every": 1.0, "warmup_epochs": 0.0, "progress": False}
+    start("classify", ClassifyConfig(data="a.npz", output_dir="run", **given), silent)
+    error = only_an_error(*attent("score", "run", "--data", "b.npz", "--out", "s.csv"))
+    assert "error: data: b.npz: labels out of range: " in error
+    assert "set by the flag --out" not in error
 
 
 def test_ctrl_c_leaves_nothing_half_done(small, attent, monkeypatch, capsys):
@@ -297,6 +359,13 @@ def test_instructions_are_scored_and_packed_ones_have_no_gradients(attent, tmp_p
     error = only_an_error(*attent(*words, "loss", "grad_norm"))
     assert "in packed rows there is no gradient of one example, which grad_norm is made of" in error
     assert attent(*words, "loss", "output_grad_norm")[0] == 0
+    rows = entries(5)
+    rows[3]["output"] = ""
+    Path("more.json").write_text(json.dumps(rows))
+    status, _, err = attent("score", "runFalse", "--data", "more.json", "--out", "u.csv")
+    assert status == 0, err
+    assert "1 of 5 rows leave nothing to learn (the response is empty: rows 4)" in err
+    assert "1 of 5 rows leave nothing to learn" in Path("u.html").read_text()
 
 
 @pytest.mark.slow
