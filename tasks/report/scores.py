@@ -112,10 +112,10 @@ def _of_label_errors(scored: Scored) -> str:
     if scored.is_weak:
         trust = (
             f"<b>The model predicts the given label of only {share(alike, of)}: it is weak on "
-            f"these data.</b> It contradicts {others:,} labels. Few data sets have a tenth of their "
-            "labels wrong, so many of those are its own mistakes, and many of the labels below are "
-            "right. Go by such a list when a better model has made it; this one shows rather what "
-            "this model gets wrong."
+            f"these data.</b> It contradicts {others:,} labels. Few data sets have a tenth of "
+            "their labels wrong, so many of those are its own mistakes, and many of the labels "
+            "below are right. Go by such a list when a better model has made it; this one shows "
+            "rather what this model gets wrong."
         )
     else:
         trust = (
