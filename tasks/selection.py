@@ -183,29 +183,33 @@ def _check_scores(config: Any) -> None:
         raise ConfigError("reselect goes by what training observes, but scores is fresh")
 
 
+_RATIOS = ("initial_ratio", "final_ratio", "ratio_schedule")
+_CYCLES = ("initial_interval", "max_interval", "interval_schedule", "total_cycles")
+_SCORES = ("selection_strategy", "signal", "scores")
+_LOOKED_AT: dict[Method, tuple[str, ...]] = {
+    "attent_complex": (*_CYCLES, *_RATIOS, "first_epochs", *_SCORES),
+    "attent_simple": ("attent_ratio", "reselect", *_SCORES),
+    "attent_paced": (*_RATIOS, "first_epochs", "last_share", *_SCORES),
+    "attent_adaptive": ("first_epochs", "last_share", "scores"),
+    "full": (),
+}
+"""Of the options that not every method looks at, those that one does."""
+
+
 def idle_selection(config: Any) -> dict[str, str]:
     """The options of selection that do nothing, and why."""
     method = config.method
-    others = f"method is {method}"
-    idle: dict[str, str] = {}
-    if method != "attent_complex":
-        names = ("initial_interval", "max_interval", "interval_schedule", "total_cycles")
-        idle |= dict.fromkeys(names, others)
-        if config.budget == "passes":
-            idle["budget"] = others
-    if method not in ("attent_complex", "attent_paced"):
-        names = ("initial_ratio", "final_ratio", "ratio_schedule")
-        idle |= dict.fromkeys(names, others)
-    if method not in ("attent_complex", *PACED):
-        idle["first_epochs"] = others
-    if method not in PACED:
-        idle["last_share"] = others
-    if method != "attent_simple":
-        idle |= dict.fromkeys(("attent_ratio", "reselect"), others)
-    if method == "full":
-        idle |= dict.fromkeys(("selection_strategy", "signal", "scores"), others)
-    if method == "attent_adaptive":
-        idle |= dict.fromkeys(("selection_strategy", "signal"), others)
+    users: dict[str, list[str]] = {}
+    for user, names in _LOOKED_AT.items():
+        for name in names:
+            users.setdefault(name, []).append(user)
+    idle = {
+        name: f"method is {method}; {', '.join(found)} would use it"
+        for name, found in users.items()
+        if method not in found
+    }
+    if method != "attent_complex" and config.budget == "passes":
+        idle["budget"] = f"method is {method}; attent_complex would use it"
     if config.interval_schedule == "fixed":
         idle.setdefault("max_interval", "interval_schedule is fixed")
     if config.selection_strategy != "soft" or method in ("full", "attent_adaptive"):

@@ -200,6 +200,11 @@ def test_an_option_that_does_nothing_here_is_said_to(options, named, why):
     assert why in said[0]
 
 
+def test_it_is_said_which_methods_would_use_an_option():
+    (said,) = without_effect(ClassifyConfig(method="full", final_ratio=0.5))
+    assert said.endswith("method is full; attent_complex, attent_paced would use it")
+
+
 @pytest.mark.parametrize(
     "options",
     [
