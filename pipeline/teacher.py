@@ -31,8 +31,9 @@ from attent.pipeline.select import select
 from attent.pipeline.stage import Stage, initialize, run
 from attent.pipeline.task import bare_state, ensure_scores
 from attent.pipeline.teacher_defaults import plain_defaults
+from attent.pipeline.teacher_input import check_range, losses_of, numbers_of
 from attent.pipeline.teacher_loading import Batches, Loop, WithIndex
-from attent.pipeline.teacher_pass import Part, PresentPass, check_range, losses_of, numbers_of
+from attent.pipeline.teacher_pass import PresentPass
 from attent.pipeline.teacher_plan import (
     batches_to_come,
     check_alike,
@@ -134,7 +135,8 @@ class Teacher:
         ensure(state, ("metrics", "train_loss"), loss)
         for stage in (self._reschedule, self._select, *([] if rank is None else [rank])):
             state = initialize(stage, state)
-        self._state = state
+        self._holder, self._seen = state, 0
+        self._unwritten = 0, 0  # examples and steps of which the state does not say yet
         self._present: PresentPass | None = None
         self._weighs = False  # whether an example has another weight than 1
         self._alike = False  # whether processes are known to be
@@ -211,20 +213,16 @@ class Teacher:
         try:
             index = numbers_of(index)
             parts = present.look(index)
-            measured = losses_of(index, losses)
+            measured, summed = losses_of(index, losses)
         except (ValueError, TypeError) as error:
             present.agree(parts, error)
             raise
         present.agree(parts, None)
-        total = sum(self._total(present, part) for part in parts) / processes().count
-        for size in present.note(parts, measured):
-            for entry in COUNTED:
-                tensor(self._state, *entry).add_(size)
-            tensor(self._state, "clock", "step").add_(1)
-        # As numbers of at least 32 bits, whatever the losses are of.
-        if not self._weighs and all(part.counts for part in parts):
-            return losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32)) / total
-        return (self._weights(index, parts).to(losses.device) * losses).sum() / total
+        for size in present.note(parts, measured, summed):
+            self._seen += size
+            self._unwritten = self._unwritten[0] + size, self._unwritten[1] + 1
+        weight = tensor(self._state, "weight") if self._weighs else None
+        return present.mean(parts, index, losses, weight)
 
     def weights(self, index: Tensor | Sequence[int]) -> Tensor:
         """The weights of examples, ``[b]`` float32, for those who reduce losses themselves.
@@ -238,24 +236,6 @@ class Teacher:
         check_range(numbers, self.plan.num_examples)
         weights = tensor(self._state, "weight")[numbers]
         return weights.to(index.device) if isinstance(index, Tensor) else weights
-
-    def _weights(self, index: Tensor, parts: list[Part]) -> Tensor:
-        """The weights of what is observed, 0 of what only stands in."""
-        weights = tensor(self._state, "weight")[index]
-        for part in parts:
-            if not part.counts:
-                weights[part.rows] = 0
-        return weights
-
-    def _total(self, present: PresentPass, part: Part) -> float:
-        """The weights of a batch together, by the share of it that is observed.
-
-        Whoever trains in several processes averages what is to be added up.
-        """
-        start, end = present.span(part.batch)
-        if not self._weighs:
-            return (end - start) * part.share
-        return float(tensor(self._state, "weight")[present.order[start:end]].sum()) * part.share
 
     @property
     def finished(self) -> bool:
@@ -324,6 +304,7 @@ class Teacher:
             raise ValueError(f"the state and this teacher differ in entry {missing[0]!r}")
         for name, value in entries.items():
             value.copy_(saved["state"][name])
+        self._seen = number(self._state, "clock", "seen")
         self._present, self._alike = None, False
 
     @plain_defaults()
@@ -379,8 +360,15 @@ class Teacher:
         return batches_to_come(self._state, self.plan, self._reschedule, batch_size)
 
     @property
-    def _seen(self) -> int:
-        return number(self._state, "clock", "seen")
+    def _state(self) -> TensorDict:
+        """The state, with all that was counted."""
+        examples, steps = self._unwritten
+        if steps:
+            for entry in COUNTED:
+                tensor(self._holder, *entry).add_(examples)
+            tensor(self._holder, "clock", "step").add_(steps)
+            self._unwritten = 0, 0
+        return self._holder
 
     @plain_defaults()
     def _tell(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
@@ -52,13 +51,20 @@ class Indexed(NamedTuple):
     item: Any
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if type(self.index) is Tensor and self.index.device.type == "cpu":
-            return _received, (self.index.numpy(), self.item)
+        index = self.index
+        if (
+            type(index) is Tensor
+            and index.is_cpu
+            and index.ndim == 1
+            and index.dtype == torch.int64
+        ):
+            return _received, (index.numpy().tobytes(), self.item)
         return Indexed, tuple(self)
 
 
-def _received(index: np.ndarray, item: Any) -> Indexed:
-    return Indexed(torch.from_numpy(index), item)
+def _received(index: bytes, item: Any) -> Indexed:
+    # Of a buffer that may be written to, as of other tensors.
+    return Indexed(torch.frombuffer(bytearray(index), dtype=torch.int64), item)
 
 
 class WithIndex(Dataset[Indexed]):

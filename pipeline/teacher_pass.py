@@ -5,9 +5,8 @@ Shapes: N examples in the data set, n in a pass, b in a call of ``observe``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -18,13 +17,12 @@ from attent.pipeline.observed import Observed, running_loss
 from attent.pipeline.order import CHUNK, Order
 from attent.pipeline.processes import processes
 from attent.pipeline.stream import num_batches
+from attent.pipeline.teacher_input import check_range, refuse, total_of
 
 EVERY = slice(None)
-INTEGERS = frozenset([torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """Of what is observed at once, that of one batch.
 
     Attributes:
@@ -58,6 +56,7 @@ class PresentPass:
         step: optimiser steps before the first of its batches that is left.
 
     Attributes:
+        world: the processes that it is shared out to.
         whole: batches from the first on that were observed.
         fresh: nothing was observed of it.
     """
@@ -68,7 +67,7 @@ class PresentPass:
         self.order, self.batch_size, self.offset = order, batch_size, offset
         self.num_batches = num_batches(len(order) - offset, batch_size)
         self.whole, self.fresh = 0, True
-        self._num_examples, self._step, self._world = num_examples, step, processes()
+        self._num_examples, self._step, self.world = num_examples, step, processes()
         sizes = [self._own(batch)[1] for batch in (0, self.num_batches - 1)]
         self._left = [sizes[0]] * (self.num_batches - 1) + [sizes[1]]
         self._means = [0.0] * self.num_batches  # this process's part of each batch's
@@ -93,7 +92,7 @@ class PresentPass:
 
         As `Processes.part` cuts it: where there is none for this process, the first stands in.
         """
-        (start, end), world = self.span(batch), self._world
+        (start, end), world = self.span(batch), self.world
         each, more = divmod(end - start, world.count)
         own = each + (world.rank < more)
         if not own:
@@ -166,18 +165,19 @@ class PresentPass:
             end = min(self._agreed + (not begun), self.num_batches)
         else:
             end = parts[-1].batch + 1
-        while not self._world.alone and self._agreed < end:
-            self._world.agree(error)
+        while not self.world.alone and self._agreed < end:
+            self.world.agree(error)
             self._agreed += 1
         if error is not None:
             raise error
 
-    def note(self, parts: list[Part], losses: Tensor) -> list[int]:
+    def note(self, parts: list[Part], losses: Tensor, total: float) -> list[int]:
         """Note what was observed; the sizes of the batches that are now whole, once each.
 
         Args:
             parts: from `look`.
             losses: ``[b]``, of what was looked at, on the CPU.
+            total: of these losses.
         """
         self.fresh = False
         kept = self._kept(losses.dtype)
@@ -187,14 +187,52 @@ class PresentPass:
                 self._by_place[1][part.places] = True
             if part.counts:
                 start, end = self.span(part.batch)
-                kept[part.places] = own = losses[part.rows]
-                self._means[part.batch] += _sum(own) / (end - start)
+                if part.rows is not EVERY:
+                    own = losses[part.rows]
+                    kept[part.places] = own
+                    self._means[part.batch] += total_of(own) / (end - start)
+                else:
+                    kept[part.places] = losses
+                    self._means[part.batch] += total / (end - start)
         sizes = []
         while self.whole < self.num_batches and not self._left[self.whole]:
             start, end = self.span(self.whole)
             self.whole += 1
             sizes.append(end - start)
         return sizes
+
+    def mean(
+        self, parts: list[Part], index: Tensor, losses: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """The weighted mean of what is observed, a scalar of at least 32 bits.
+
+        Whoever trains in several processes averages what is to be added up.
+
+        Args:
+            parts: from `look`.
+            index: ``[b]``, the examples.
+            losses: ``[b]``, with their gradient, on their device.
+            weight: ``[N]`` float32, of each example; None where all weigh 1.
+        """
+        total, counts = 0.0, True
+        for part in parts:
+            start, end = self.span(part.batch)
+            size = end - start if weight is None else float(weight[self.batch(part.batch)].sum())
+            total += size * part.share / self.world.count
+            counts &= part.counts
+        if counts and weight is None:
+            kind = torch.promote_types(losses.dtype, torch.float32)
+            whole = total == len(losses)
+            return losses.mean(dtype=kind) if whole else losses.sum(dtype=kind) / total
+        weights = (
+            torch.ones(len(index), dtype=torch.float32, device="cpu")
+            if weight is None
+            else weight[index]
+        )
+        for part in parts:
+            if not part.counts:
+                weights[part.rows] = 0
+        return (weights.to(losses.device) * losses).sum() / total
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
         """The losses of the pass, by place; what was not observed has some number."""
@@ -227,12 +265,12 @@ class PresentPass:
         """The places of examples in the order, int64."""
         check_range(index, self._num_examples)
         if len(index.unique()) < len(index):
-            _refuse(index, (index[:, None] == index).sum(1) > 1, "is there twice")
+            refuse(index, (index[:, None] == index).sum(1) > 1, "is there twice")
         by_example, observed = self._places()
         places = by_example[index].long()
         missing = "is not in this pass: it is not selected, or the budget ends before it"
-        _refuse(index, places < 0, missing)
-        _refuse(index, observed[places], "was observed in this pass already")
+        refuse(index, places < 0, missing)
+        refuse(index, observed[places], "was observed in this pass already")
         return places
 
     def check_whole(self) -> None:
@@ -292,75 +330,13 @@ class PresentPass:
         start, end = self.span(first)[0], self.span(last - 1)[1]
         assert self._losses is not None
         losses, means = self._losses[start:end], self._means[first:last]
-        if self._world.alone:
+        if self.world.alone:
             return losses, means
         own = [torch.empty(0, dtype=torch.int64)]
         for at, size, counts in map(self._own, range(first, last)):
             own.append(torch.arange(at, at + size * counts))
-        places, found = self._world.gather(torch.cat(own), self._losses[torch.cat(own)])
+        places, found = self.world.gather(torch.cat(own), self._losses[torch.cat(own)])
         losses = torch.empty(end - start, dtype=found.dtype)
         losses[places - start] = found
-        (parts,) = self._world.gather(torch.tensor(means, dtype=torch.float64))
-        return losses, parts.view(self._world.count, -1).sum(0).tolist()
-
-
-def _refuse(index: Tensor, bad: Tensor, why: str) -> None:
-    if bool(bad.any()):
-        raise ValueError(f"example {int(index[bad][0])} {why}")
-
-
-def check_range(index: Tensor, num_examples: int) -> None:
-    """Refuse numbers that are no example's.
-
-    Raises:
-        ValueError: names the first.
-    """
-    _refuse(index, (index < 0) | (index >= num_examples), f"is none of the {num_examples:,}")
-
-
-def numbers_of(index: Tensor | Sequence[int]) -> Tensor:
-    """Examples' numbers, ``[b]`` int64 on the CPU.
-
-    Raises:
-        ValueError: something else, or none.
-    """
-    # Not as_tensor alone: torch may be set to make tensors elsewhere.
-    given = index if isinstance(index, Tensor) else torch.as_tensor(index, device="cpu")
-    if given.ndim != 1 or given.dtype not in INTEGERS or not len(given):
-        raise ValueError(
-            f"index is a vector of examples' numbers, got {given.dtype} of {list(given.shape)}"
-        )
-    return given.detach().cpu().long()
-
-
-def losses_of(index: Tensor, losses: Tensor) -> Tensor:
-    """Losses as they are noted, ``[b]``, on the CPU.
-
-    Args:
-        index: ``[b]``, the examples.
-        losses: ``[b]``.
-
-    Raises:
-        ValueError: something else, or a loss that is not finite; the first such example is named.
-    """
-    known = isinstance(losses, Tensor)
-    if not known or losses.shape != index.shape or not losses.is_floating_point():
-        found = f"{losses.dtype} of {list(losses.shape)}" if known else type(losses).__name__
-        raise ValueError(
-            f"losses are one number for each of {len(index)} examples (reduction='none'), got "
-            f"{found}"
-        )
-    measured = losses.detach().cpu()
-    # One look at the sum says whether there is anything to look for.
-    if not math.isfinite(measured.sum(dtype=torch.float32)):
-        bad = ~torch.isfinite(measured.float())  # as scores are kept
-        if bool(bad.any()):
-            value, example = float(measured[bad][0]), int(index[bad][0])
-            why = "not finite" if not math.isfinite(value) else "more than float32 holds"
-            raise ValueError(f"the loss of example {example} is {why} ({value})")
-    return measured
-
-
-def _sum(losses: Tensor) -> float:
-    summed = float(losses.sum(dtype=torch.float32))
-    return summed if math.isfinite(summed) else float(losses.double().sum())  # finite, but huge
+        (parts,) = self.world.gather(torch.tensor(means, dtype=torch.float64))
+        return losses, parts.view(self.world.count, -1).sum(0).tolist()
