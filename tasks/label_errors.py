@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROWS = 8192
-"""Examples looked at together: probabilities may lie on the disk."""
+NUMBERS = 2**23
+"""Probabilities looked at together: they may lie on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +126,9 @@ def _blocks(
     probabilities: np.ndarray, labels: np.ndarray, known: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Row numbers, probabilities and labels of the known examples, a block at a time."""
-    for start in range(0, len(labels), ROWS):
-        rows = start + known[start : start + ROWS].nonzero()[0]
+    size = max(1, NUMBERS // probabilities.shape[1])
+    for start in range(0, len(labels), size):
+        rows = start + known[start : start + size].nonzero()[0]
         yield rows, np.asarray(probabilities[rows], np.float32), labels[rows]
 
 

@@ -98,7 +98,7 @@ def score_dataset(
     names = tuple(signal.name for signal in chosen)
     # Of probabilities there are by far the most numbers.
     with tempfile.TemporaryFile() as shares, in_eval_mode(task.model):
-        model, kept = Frozen(task, state), _Kept(names, shares)
+        model, kept = Frozen(task, state), _Kept(len(source), names, shares)
 
         def take(batch: TensorDict) -> None:
             kept.take(_measured(model, chosen, batch, chunk), batch["index"].cpu(), source)
@@ -237,10 +237,12 @@ def _probabilities(task: Task, output: Any, batch: TensorDict) -> dict[str, Tens
 class _Kept:
     """What this process has measured, in the order it came in; probabilities on the disk."""
 
-    def __init__(self, signals: Sequence[str], shares: IO[bytes]) -> None:
+    def __init__(self, num_examples: int, signals: Sequence[str], shares: IO[bytes]) -> None:
         self._signals = signals
-        self._index: list[Tensor] = []
-        self._found: dict[str, list[Tensor]] = {}
+        # Room for all at once: pieces would keep what they are cut from, or hold the heap apart.
+        self._index = torch.zeros(num_examples, dtype=torch.int64)
+        self._found: dict[str, Tensor] = {}
+        self._count = 0
         self._shares = shares
         self.classes = 0
 
@@ -249,40 +251,46 @@ class _Kept:
         shares = measured.get("probabilities")
         for name in self._signals:
             check_finite(measured[name], index, source, name)
-        self._index.append(index)
-        for name, values in measured.items():
-            if name != "probabilities":
-                given = values.detach().cpu()
-                given = given if given.is_floating_point() else given.long()
-                self._found.setdefault(name, []).append(given)
         if shares is not None:
             check_finite(shares.sum(1), index, source, "the sum of the probabilities")
             self.classes = shares.shape[1]
-            try:
-                self._shares.write(shares.cpu().numpy().tobytes())
-            except OSError as error:
-                raise ValueError(
-                    f"the probabilities of the classes do not go into {tempfile.gettempdir()} "
-                    f"({error.strerror}): let the variable TMPDIR name a folder with more room"
-                ) from error
+            self._write(shares)
+        rows = slice(self._count, self._count + len(index))
+        self._index[rows] = index
+        for name, values in measured.items():
+            if name != "probabilities":
+                kind = values.dtype if values.is_floating_point() else torch.int64
+                if name not in self._found:
+                    self._found[name] = torch.zeros(len(self._index), dtype=kind)
+                self._found[name][rows] = values.detach().to("cpu", kind)
+        self._count = rows.stop
+
+    def _write(self, shares: Tensor) -> None:
+        try:
+            self._shares.write(shares.cpu().contiguous().numpy().data)
+        except OSError as error:
+            raise ValueError(
+                f"the probabilities of the classes do not go into {tempfile.gettempdir()} "
+                f"({error.strerror}): let the variable TMPDIR name a folder with more room"
+            ) from error
 
     @property
     def kinds(self) -> dict[str, torch.dtype]:
         """Of the columns, by name; none where nothing was measured."""
-        return {name: values[0].dtype for name, values in self._found.items()}
+        return {name: values.dtype for name, values in self._found.items()}
 
     def index(self) -> Tensor:
         """``[n]``, of the examples measured."""
-        return torch.cat([torch.empty(0, dtype=torch.int64), *self._index])
+        return self._index[: self._count]
 
     def column(self, name: str, kind: torch.dtype) -> Tensor:
         """``[n]``, in the same order."""
-        return torch.cat([torch.empty(0, dtype=kind), *self._found.get(name, [])])
+        return self._found.get(name, torch.empty(0, dtype=kind))[: self._count]
 
     def shares(self, classes: int) -> np.ndarray:
         """Probabilities ``[n, K]``, in the same order."""
         self._shares.flush()
-        if not self._index:
+        if not self._count:
             return np.zeros((0, classes), np.float32)
         return np.memmap(self._shares, np.float32, "r").reshape(-1, classes)  # type: ignore[arg-type]
 
