@@ -1,43 +1,36 @@
 """What a `Teacher` costs a training loop: against the same loop without it, and against others.
 
-    python benchmarks/loop.py [--examples 1000000] [--workers 4] [--rounds 60] [--batches 20]
+    python -m benchmarks.loop [--examples 1000000] [--workers 4] [--rounds 40] [--batches 20]
 
-Two tables, in about four minutes on two quiet cores.
+Two tables, in five to ten minutes on two cores.
 
 **Loop.** A perceptron of one hidden layer is trained on pictures of 3 x 32 x 32 that are drawn as
 they are read, by AdamW, in one thread: a step as short as they come, beside which bookkeeping shows
-most. The reference is the loop that anybody would write over ``DataLoader(data, batch_size,
-shuffle=True, num_workers=4)``, with losses of ``reduction="none"`` and their mean; the other is
-over ``teacher.batches``, with ``teacher.observe`` in the mean's place. Both take turns of some
-batches in one process, each with workers of its own, and each first every other time. The first
-batches of a turn were read ahead in the other's, and are not counted. Time is that of the clock,
-and the CPU time of the training thread and of its workers together (Linux), which other work on the
-machine disturbs less.
+most. The reference is the loop that anybody would write, over ``DataLoader(data, batch_size,
+shuffle=True, num_workers=4)`` with losses of ``reduction="none"`` and their mean. The others take
+their batches from a batch sampler, with the examples' numbers, and make the loss themselves:
 
-**Bookkeeping.** No model and no loader: whole passes over N examples, half of them selected, of
-which every batch is told its losses. *A batch* is what gives it out, notes its losses and makes one
-loss of them; *a selection* is all between two passes: scores, choice, the new order. It is CPU
-time; *of the loop* is both, as a share of the reference's training thread for as many batches.
+- teacher: `Teacher` by `hard`; and by `infobatch`, where examples have weights.
+- InfoBatch's rule, and DataCull's: see `benchmarks.rivals`, which has them as they were published.
 
-- teacher: `hard`; and `infobatch`, where examples have weights.
-- InfoBatch's rule (Qin et al., ICLR 2024) in as few lines as it takes: each loss is written to its
-  place and the mean is weighted; before a pass all at or above the mean score stay, of the others a
-  share of ``1 - r`` by chance, with weight ``1 / (1 - r)``. It checks nothing, cannot be resumed,
-  and knows neither parts of batches nor other processes.
-- DataCull's, as its package (1.0.2) describes it: each loss is a line of JSON in a file of the
-  epoch, which is read back after it. Then RCAP (Hassan et al., UAI 2025): classes get shares by the
-  root of their prior times their loss, and within them examples are drawn without replacement, by
-  the softmax of losses clipped at the logarithm of the number of classes. Here the file is opened
-  once a batch; the package opens it for every line.
+All take turns of some batches in one process, each with workers of its own, forwards and backwards
+in turn. The first batches of a turn were read ahead in the others', and are not counted. Time is
+that of the clock, which needs a quiet machine; the CPU time of the training thread and its workers
+together (Linux); and, of the CPU time of the training thread, what it takes to get a batch and to
+make one loss of its losses: *added* is that less the reference's, and its share of the reference's
+whole batch. What is timed there is cold, as it is in a loop: called again and again without a model
+in between it would be five times as fast.
 
-Ratios are of paired rounds: median, quartiles, least and greatest.
+**Selection.** All between two passes over half of the N examples, whose losses were all told: what
+was observed is noted, chosen from, and put into a new order; no model, no loader. CPU time; *of the
+loop* is that, over the batches of the pass, beside the reference's CPU time for as many.
+
+Ratios are of paired turns: median, quartiles, least and greatest.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import platform
 import statistics
@@ -49,15 +42,13 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from attent.pipeline import Rule, Teacher, constant, hard, infobatch
+from benchmarks.rivals import CLASSES, KEEP, DataCull, InfoBatch
 
-CLASSES = 10
-KEEP = 0.5
 AHEAD = 10
 """Batches of a turn that are not counted; a loader reads two ahead for each of its workers."""
 
@@ -99,66 +90,6 @@ class Training:
         self.optimizer.step()
 
 
-def plain(data: Pictures, batch_size: int, workers: int, hidden: int) -> Iterator[None]:
-    """The reference: trains on a batch whenever it is asked."""
-    training = Training(hidden)
-    loader = DataLoader(
-        data, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
-    while True:
-        for x, y in loader:
-            training.step(training.losses(x, y).mean())
-            yield
-
-
-def taught(data: Pictures, batch_size: int, workers: int, hidden: int) -> Iterator[None]:
-    """The same by a teacher."""
-    training = Training(hidden)
-    teacher = Teacher(len(data), ratio=constant(KEEP), budget=10**4 * len(data))
-    loader = DataLoader(
-        teacher.with_index(data),
-        batch_sampler=teacher.batches(batch_size),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-    for index, (x, y) in teacher.loop(loader):
-        training.step(teacher.observe(index, training.losses(x, y)))
-        yield
-
-
-class Spent(NamedTuple):
-    """Milliseconds a batch: by the clock, of the training thread, of that and its workers."""
-
-    clock: float
-    thread: float
-    cpu: float
-
-
-class Running:
-    """A loop that is asked for some batches at a time."""
-
-    def __init__(self, loop: Iterator[None]) -> None:
-        self.loop = loop
-        before = set(active_children())
-        next(loop)  # starts its workers
-        self.workers = [child.pid for child in active_children() if child not in before]
-
-    def turn(self, batches: int) -> Spent:
-        """What some batches took."""
-        for _ in range(AHEAD):
-            next(self.loop)
-        began = self._now()
-        for _ in range(batches):
-            next(self.loop)
-        return Spent(*(1000 * (b - a) / batches for a, b in zip(began, self._now(), strict=True)))
-
-    def _now(self) -> Spent:
-        thread = time.thread_time()
-        # The clock of another process's CPU time, as Linux numbers them.
-        workers = sum(time.clock_gettime(~pid << 3 | 2) for pid in self.workers if pid)
-        return Spent(time.perf_counter(), thread, thread + workers)
-
-
 class Bookkeeping(Protocol):
     """What a way to select does beside training."""
 
@@ -168,6 +99,10 @@ class Bookkeeping(Protocol):
 
     def tell(self, index: Tensor, losses: Tensor) -> Tensor:
         """Note the losses of a batch; what is to be minimised."""
+        ...
+
+    def read(self, data: Pictures, **options: Any) -> Iterator[Any]:
+        """Batches with their indices, pass after pass."""
         ...
 
 
@@ -185,151 +120,159 @@ class Taught:
         """As a loader begins a pass."""
         return iter(self.batches)
 
+    def read(self, data: Pictures, **options: Any) -> Iterator[Any]:
+        """As in the README."""
+        data_ = self.teacher.with_index(data)
+        return iter(self.teacher.loop(DataLoader(data_, batch_sampler=self.batches, **options)))
 
-class InfoBatch:
-    """The published rule, and nothing more."""
 
-    def __init__(self, num_examples: int, batch_size: int) -> None:
-        self.scores = torch.full((num_examples,), 3.0)  # as published; none is below their mean
-        self.weights = torch.ones(num_examples)
+class Plain:
+    """No bookkeeping: the reference."""
+
+    def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
-    def select(self) -> Iterator[list[int]]:
-        """What is at or above the mean, and a share of the rest."""
-        below = self.scores < self.scores.mean()
-        drawn = below.nonzero().squeeze(1)
-        drawn = drawn[torch.randperm(len(drawn))[: int(KEEP * len(drawn))]]
-        self.weights.fill_(1)
-        self.weights[drawn] = 1 / KEEP
-        kept = torch.cat([(~below).nonzero().squeeze(1), drawn])
-        kept = kept[torch.randperm(len(kept))]
-        return (batch.tolist() for batch in kept.split(self.batch_size))
-
-    def tell(self, index: Tensor, losses: Tensor) -> Tensor:
-        """Each score is the last loss."""
-        self.scores[index] = losses.detach()
-        return (losses * self.weights[index]).mean()
-
-
-class DataCull:
-    """Lines of JSON, and RCAP by them."""
-
-    def __init__(self, num_examples: int, batch_size: int, folder: Path) -> None:
-        self.clip, self.batch_size = math.log(CLASSES), batch_size
-        self.losses = np.full(num_examples, self.clip)
-        self.classes = [np.arange(c, num_examples, CLASSES) for c in range(CLASSES)]
-        self.file = folder / "epoch.jsonl"
-        self.draw = np.random.default_rng(0)
-
-    def select(self) -> Iterator[list[int]]:
-        """By what was logged."""
-        if not self.file.exists():  # the first epoch is whole
-            kept = self.draw.permutation(len(self.losses))
-        else:
-            self._read()
-            kept = self._rcap()
-            self.draw.shuffle(kept)
-        starts = range(0, len(kept), self.batch_size)
-        return (kept[at : at + self.batch_size].tolist() for at in starts)
-
-    def tell(self, index: Tensor, losses: Tensor) -> Tensor:
-        """A line each."""
-        rows = zip(index.tolist(), losses.tolist(), strict=True)
-        with self.file.open("a") as file:
-            file.writelines(f"{json.dumps({str(i): loss})}\n" for i, loss in rows)
+    def tell(self, index: None, losses: Tensor) -> Tensor:
+        """Their mean."""
         return losses.mean()
 
-    def _read(self) -> None:
-        """What was logged; of the others the loss stays what it was."""
-        with self.file.open() as file:
-            for line in file:
-                ((index, loss),) = json.loads(line).items()
-                self.losses[int(index)] = loss
-        self.file.unlink()
-        np.clip(self.losses, 0, self.clip, out=self.losses)
+    @staticmethod
+    def numbered(batch: Any) -> tuple[None, Any]:
+        """A batch as the others have it."""
+        return None, batch
 
-    def _rcap(self) -> np.ndarray:
-        odds = [np.exp(self.losses[of] - self.losses[of].max()) for of in self.classes]
-        roots = [
-            math.sqrt(float(self.losses[of].sum()) * len(of) / len(self.losses))
-            for of in self.classes
-        ]
-        chosen = []
-        for of, odd, root in zip(self.classes, odds, roots, strict=True):
-            size = min(len(of), math.ceil(KEEP * len(self.losses) * root / sum(roots)))
-            chosen.append(self.draw.choice(of, size, replace=False, p=odd / odd.sum()))
-        return np.concatenate(chosen)
+    def read(self, data: Pictures, **options: Any) -> Iterator[Any]:
+        """All, shuffled; without indices."""
+        loader = DataLoader(data, self.batch_size, shuffle=True, **options)
+        while True:  # who holds a batch frees it while the next one is timed
+            yield from map(self.numbered, loader)
 
 
-class Pass(NamedTuple):
-    """The CPU time of a pass: seconds of its selection, milliseconds a batch, and their number."""
+class Spent(NamedTuple):
+    """Milliseconds a batch.
 
-    selection: float
-    batch: float
+    Attributes:
+        clock: by the clock.
+        cpu: of the training thread and its workers.
+        thread: of the training thread.
+        books: of that, to get a batch and to make one loss.
+    """
+
+    clock: float
+    cpu: float
+    thread: float
+    books: float
+
+
+class Running:
+    """A loop that is asked for some batches at a time."""
+
+    def __init__(self, way: Any, data: Pictures, workers: int, hidden: int) -> None:
+        self.training, self.tell = Training(hidden), way.tell
+        self.batches = way.read(data, num_workers=workers, persistent_workers=workers > 0)
+        before = set(active_children())
+        self._train()  # starts its workers
+        self.workers = [child.pid for child in active_children() if child not in before]
+
+    def _train(self) -> float:
+        """On a batch; the milliseconds of bookkeeping."""
+        began = time.thread_time()
+        index, (x, y) = next(self.batches)
+        read = time.thread_time()
+        losses = self.training.losses(x, y)
+        computed = time.thread_time()
+        loss = self.tell(index, losses)
+        told = time.thread_time()
+        self.training.step(loss)
+        return 1000 * (read - began + told - computed)
+
+    def turn(self, batches: int) -> Spent:
+        """What some batches took; of bookkeeping the median."""
+        for _ in range(AHEAD):
+            self._train()
+        began = self._now()
+        books = statistics.median(self._train() for _ in range(batches))
+        clock, cpu, thread = ((b - a) / batches for a, b in zip(began, self._now(), strict=True))
+        return Spent(1000 * clock, 1000 * cpu, 1000 * thread, books)
+
+    def _now(self) -> tuple[float, float, float]:
+        thread = time.thread_time()
+        # The clock of another process's CPU time, as Linux numbers them.
+        workers = sum(time.clock_gettime(~pid << 3 | 2) for pid in self.workers if pid)
+        return time.perf_counter(), thread + workers, thread
+
+
+def loops(ways: dict[str, Any], args: argparse.Namespace) -> dict[str, list[Spent]]:
+    """Turns of all loops."""
+    data = Pictures(args.examples)
+    running = {name: Running(way, data, args.workers, args.hidden) for name, way in ways.items()}
+    found: dict[str, list[Spent]] = {name: [] for name in running}
+    for round_ in range(args.rounds + 1):
+        for name in list(running)[:: -1 if round_ % 2 else 1]:
+            spent = running[name].turn(args.batches)
+            if round_:  # the first warms up
+                found[name].append(spent)
+    return found
+
+
+class Selection(NamedTuple):
+    """Seconds of CPU time, and the batches of the pass that follows."""
+
+    seconds: float
     batches: int
 
 
-def whole_pass(books: Bookkeeping, draw: torch.Generator) -> Pass:
-    """One pass, every batch of it told some losses."""
+def select(books: Bookkeeping, draw: torch.Generator) -> Selection:
+    """A selection, and the pass that it begins: every batch is told some losses."""
     began = time.thread_time()
     batches = books.select()
     own = next(batches, None)
-    selection = time.thread_time() - began
-    spent, number = 0.0, 0
+    seconds, number = time.thread_time() - began, 0
     while own is not None:
-        # As a loader and a model would have made them.
-        index, losses = torch.tensor(own), torch.rand(len(own), generator=draw).requires_grad_()
-        began = time.thread_time()
-        books.tell(index, losses)
+        losses = torch.rand(len(own), generator=draw).requires_grad_()
+        books.tell(torch.tensor(own), losses)
         own = next(batches, None)
-        spent += time.thread_time() - began
         number += 1
-    return Pass(selection, 1000 * spent / number, number)
+    return Selection(seconds, number)
 
 
-def bookkeeping(
-    num_examples: int, batch_size: int, rounds: int, folder: Path
-) -> dict[str, list[Pass]]:
-    """Passes by every way, in turn; the first of each, which is whole, is not counted."""
-    ways: dict[str, Bookkeeping] = {
+def selections(ways: dict[str, Any], passes: int) -> dict[str, list[Selection]]:
+    """Of every way in turn; the first, before which nothing was told, is not counted."""
+    draw = torch.Generator().manual_seed(1)
+    found: dict[str, list[Selection]] = {name: [] for name in ways}
+    for round_ in range(passes + 1):
+        for name in list(ways)[:: -1 if round_ % 2 else 1]:
+            spent = select(ways[name], draw)
+            if round_:
+                found[name].append(spent)
+    return found
+
+
+def made(num_examples: int, batch_size: int, folder: Path) -> dict[str, Any]:
+    """All ways but the reference."""
+    folder.mkdir()
+    return {
         "teacher, hard": Taught(num_examples, batch_size, hard()),
         "teacher, infobatch": Taught(num_examples, batch_size, infobatch(KEEP)),
         "InfoBatch's rule": InfoBatch(num_examples, batch_size),
         "DataCull, RCAP": DataCull(num_examples, batch_size, folder),
     }
-    draw = torch.Generator().manual_seed(1)
-    found: dict[str, list[Pass]] = {name: [] for name in ways}
-    for round_ in range(rounds + 1):
-        for name in sorted(ways, reverse=bool(round_ % 2)):
-            spent = whole_pass(ways[name], draw)
-            if round_:
-                found[name].append(spent)
-    return found
 
 
-def loops(args: argparse.Namespace) -> dict[str, list[Spent]]:
-    """Turns of both loops."""
-    data = Pictures(args.examples)
-    options = (data, args.batch_size, args.workers, args.hidden)
-    running = {"plain": Running(plain(*options)), "teacher": Running(taught(*options))}
-    found: dict[str, list[Spent]] = {name: [] for name in running}
-    for round_ in range(args.rounds + 1):
-        for name in sorted(running, reverse=bool(round_ % 2)):
-            spent = running[name].turn(args.batches)
-            if round_:
-                found[name].append(spent)
-    return found
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float], digits: int = 3) -> str:
-    """Of paired rounds."""
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    shown = (f"{value:.{digits}f}" for value in (middle, low, high, ratios[0], ratios[-1]))
+def spread(values: Sequence[float], digits: int = 3, unit: str = "") -> str:
+    """Median, quartiles, least and greatest."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    shown = (f"{v:.{digits}{unit}}" for v in (middle, low, high, min(values), max(values)))
     return "{} ({} to {}; {} to {})".format(*shown)
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float], digits: int = 3) -> str:
+    """Of paired turns."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)], digits, "f")
+
+
 def column(rows: Sequence[Any], name: str) -> list[float]:
+    """One figure of all turns."""
     return [getattr(row, name) for row in rows]
 
 
@@ -339,12 +282,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=512, help="width of the perceptron")
     parser.add_argument("--workers", type=int, default=4, help="of each loader")
-    parser.add_argument("--rounds", type=int, default=60, help="turns of each loop")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each loop")
     parser.add_argument("--batches", type=int, default=20, help="of a turn that are counted")
-    parser.add_argument("--passes", type=int, default=5, help="of each bookkeeping")
+    parser.add_argument("--passes", type=int, default=5, help="selections of each way")
     args = parser.parse_args(words)
     if min(args.rounds, args.passes) < 2:
-        parser.error("ratios are of paired rounds: --rounds and --passes are at least 2")
+        parser.error("ratios are of paired turns: --rounds and --passes are at least 2")
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     torch.set_num_threads(1)
     print(
@@ -353,34 +296,47 @@ def main(words: Sequence[str] | None = None) -> None:
         f"{os.cpu_count()} CPUs, {platform.machine()}, load {os.getloadavg()[0]:.1f}, torch "
         f"{torch.__version__}\n"
     )
-    found = loops(args)
-    thread = statistics.median(column(found["plain"], "thread"))
+    with tempfile.TemporaryDirectory() as folder:
+        ways = made(args.examples, args.batch_size, Path(folder, "loops"))
+        found = loops({"plain": Plain(args.batch_size)} | ways, args)
+        show_loops(found)
+        ways = made(args.examples, args.batch_size, Path(folder, "selections"))
+        show_selections(selections(ways, args.passes), column(found["plain"], "thread"))
+    print(f"\nload at the end {os.getloadavg()[0]:.1f}")
+
+
+def show_loops(found: dict[str, list[Spent]]) -> None:
+    """The first table."""
+    plain = found["plain"]
     print(
-        "| loop | ms a batch | / plain | CPU of the thread | / plain | and of workers | / plain |\n"
+        "| loop | ms a batch | / plain | CPU, ms | / plain | added, ms | of a batch |\n"
         "|---|---|---|---|---|---|---|"
     )
+    for name, turns in found.items():
+        cells = [name]
+        for part in ("clock", "cpu"):
+            cells.append(f"{statistics.median(column(turns, part)):.2f}")
+            cells.append(ratio(column(turns, part), column(plain, part)))
+        added = [a.books - b.books for a, b in zip(turns, plain, strict=True)]
+        cells.append(spread(added, 3, "f"))
+        cells.append(spread([a / b.thread for a, b in zip(added, plain, strict=True)], 2, "%"))
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def show_selections(found: dict[str, list[Selection]], thread: Sequence[float]) -> None:
+    """The second table.
+
+    Args:
+        found: of all ways.
+        thread: milliseconds a batch of the reference's training thread.
+    """
+    print("\n| selection | s | / teacher, hard | of the loop |\n|---|---|---|---|")
+    reference, batch = column(found["teacher, hard"], "seconds"), statistics.median(thread)
     for name, spent in found.items():
-        cells = [name]
-        for part in Spent._fields:
-            cells.append(f"{statistics.median(column(spent, part)):.2f}")
-            cells.append(ratio(column(spent, part), column(found["plain"], part)))
-        print(f"| {' | '.join(cells)} |", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        passes = bookkeeping(args.examples, args.batch_size, args.passes, Path(folder))
-    print(
-        "\n| bookkeeping | ms a batch | / hard | s a selection | / hard | of the loop |\n"
-        "|---|---|---|---|---|---|"
-    )
-    reference = passes["teacher, hard"]
-    for name, spent in passes.items():
-        cells = [name]
-        for part, digits in (("batch", 4), ("selection", 3)):
-            cells.append(f"{statistics.median(column(spent, part)):.{digits}f}")
-            cells.append(ratio(column(spent, part), column(reference, part), 2))
-        shares = [(one.selection * 1000 / one.batches + one.batch) / thread for one in spent]
-        cells.append(f"{statistics.median(shares):.2%}")
-        print(f"| {' | '.join(cells)} |", flush=True)
-    print(f"\nload at the end {os.getloadavg()[0]:.1f}")
+        seconds = column(spent, "seconds")
+        shares = [1000 * one.seconds / one.batches / batch for one in spent]
+        cells = [f"{statistics.median(seconds):.3f}", ratio(seconds, reference, 2)]
+        print(f"| {' | '.join([name, *cells, f'{statistics.median(shares):.2%}'])} |", flush=True)
 
 
 if __name__ == "__main__":

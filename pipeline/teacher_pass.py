@@ -20,6 +20,8 @@ from attent.pipeline.stream import num_batches
 from attent.pipeline.teacher_input import check_range, refuse, total_of
 
 EVERY = slice(None)
+BLOCK = 64
+"""Batches that are taken from the order at once, to be given out one by one."""
 
 
 class Part(NamedTuple):
@@ -101,9 +103,13 @@ class PresentPass:
 
     def batches(self) -> Iterator[list[int]]:
         """What is left of the pass, the part of this process of each batch."""
-        for batch in range(self.whole, self.num_batches):
-            first, own, _ = self._own(batch)
-            yield self.order[first : first + own].tolist()
+        for block in range(self.whole, self.num_batches, BLOCK):
+            until = min(block + BLOCK, self.num_batches)
+            start, end = self.span(block)[0], self.span(until - 1)[1]
+            examples = self.order[start:end].tolist()
+            for batch in range(block, until):
+                first, own, _ = self._own(batch)
+                yield examples[first - start : first - start + own]
 
     def look(self, index: Tensor) -> list[Part]:
         """By batches, examples that are to be noted as observed, ``[b]`` int64 on the CPU.

@@ -1,4 +1,4 @@
-"""benchmarks/loop.py: what it holds a teacher against obeys the published rules, and it runs."""
+"""benchmarks.loop: what it holds a teacher against obeys the published rules, and it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attent.pipeline import hard
-from benchmarks.loop import CLASSES, DataCull, InfoBatch, Taught, main, whole_pass
+from benchmarks.loop import Taught, main, select
+from benchmarks.rivals import CLASSES, DataCull, InfoBatch
 
 
 def a_pass(books, losses):
@@ -63,10 +64,10 @@ def test_datacull_draws_the_harder_ones(tmp_path):
     assert 0.6 < share < math.e / (1 + math.e)  # without replacement, less than the odds
 
 
-def test_a_pass_is_measured():
+def test_a_selection_is_measured():
     books = Taught(100, 8, hard())
     draw = torch.Generator().manual_seed(0)
-    assert [whole_pass(books, draw).batches for _ in range(2)] == [13, 7]  # 100; half of them
+    assert [select(books, draw).batches for _ in range(2)] == [13, 7]  # 100; half of them
     assert books.teacher.passes == 1
 
 
@@ -89,8 +90,8 @@ def test_it_runs(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("N = 60, batches of 8, 0 workers")
     rows = [line.split(" | ") for line in lines if line.startswith("| ")]
-    names = ["loop", "plain", "teacher", "bookkeeping", "teacher, hard", "teacher, infobatch"]
-    assert [row[0][2:] for row in rows] == [*names, "InfoBatch's rule", "DataCull, RCAP"]
-    assert all(float(cell) > 0 for row in rows[1:3] for cell in row[1::2])
+    ways = ["teacher, hard", "teacher, infobatch", "InfoBatch's rule", "DataCull, RCAP"]
+    assert [row[0][2:] for row in rows] == ["loop", "plain", *ways, "selection", *ways]
+    assert all(float(row[at]) > 0 for row in rows[1:6] for at in (1, 3))
     assert rows[1][2] == "1.000 (1.000 to 1.000; 1.000 to 1.000)"
-    assert rows[4][2] == "1.00 (1.00 to 1.00; 1.00 to 1.00)"
+    assert all(float(row[3].removesuffix("% |")) > 0 for row in rows[7:])
