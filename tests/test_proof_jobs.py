@@ -180,8 +180,18 @@ def test_arms_at_the_whole_budget_are_compared_and_said_to_save_nothing(tmp_path
     assert "Budget saved at full's quality" not in page
     assert ".png" not in page
     row = next(line for line in tables.splitlines() if line.startswith("| digits | good |"))
-    assert "both at budget 1" in tables.splitlines()[0]
+    assert "at budget 1" in tables.splitlines()[0]
     assert " better | yes (" in row
+    assert row.endswith(" | 10 |")
+
+
+@pytest.mark.parametrize(("last", "lines"), [(104, 0), (105, 2)])
+def test_a_line_in_the_readme_has_seeds_enough_for_a_test(tmp_path, last, lines):
+    text = PROTOCOL.replace("100-109", f"100-{last}").replace("[0.4, 0.6, 0.8]", "[0.4, 1.0]")
+    there = world(tmp_path, text.replace("[0.4, 0.6, 0.8, 1.0]", "[0.4, 1.0]"))
+    claimed(tmp_path, there)
+    tables = report.write({"digits": there}, tmp_path / "results", tmp_path)
+    assert tables.count("| digits | good |") == lines
 
 
 def test_a_part_of_a_world_is_run_in_that_world(monkeypatch):
