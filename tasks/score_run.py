@@ -245,26 +245,36 @@ def _source(command: str, options: Any, run: Run, config: ScoreConfig) -> Source
     if config.data is None:
         return run.source if config.split == "train" else run.held_out
     options = dataclasses.replace(options, data=config.data)
-
-    def held_out() -> Source:
-        source = COMMANDS[command].load_held_out(options, run.held_out)
-        same_form(run, source, options.data)
-        return source
-
     try:
-        if config.split == "val":
-            return held_out()
-        source = COMMANDS[command].load_data(_whole(command, options))[0]
-        same_form(run, source, config.data)
-        return source
+        return _other(command, options, run, config.split)
     except ValueError as error:
         why = str(error).removeprefix("data: ")
         said = f"data: {why}" if config.data in why else f"data: {config.data}: {why}"
-        if config.split == "train":
-            with contextlib.suppress(ValueError):
-                count = len(held_out())
-                said += f" (--split val can be scored: {count:,} examples)"
-        raise ConfigError(said) from error
+        raise ConfigError(said + _instead(command, options, run, config.split)) from error
+
+
+def _other(command: str, options: Any, run: Run, split: Split) -> Source:
+    """Other data than the run's own, of its form."""
+    if split == "val":
+        source = COMMANDS[command].load_held_out(options, run.held_out)
+    else:
+        source = COMMANDS[command].load_data(_whole(command, options))[0]
+    same_form(run, source, options.data)
+    return source
+
+
+def _instead(command: str, options: Any, run: Run, split: Split) -> str:
+    """What can be scored of data that cannot be as they were asked for."""
+    if not options.skip_unreadable:
+        with contextlib.suppress(ValueError):
+            skipping = dataclasses.replace(options, skip_unreadable=True)
+            _other(command, skipping, run, split)
+            return " (--skip_unreadable leaves out what cannot be read)"
+    if split == "train":
+        with contextlib.suppress(ValueError):
+            count = len(_other(command, options, run, "val"))
+            return f" (--split val can be scored: {count:,} examples)"
+    return ""
 
 
 def _whole(command: str, options: Any) -> Any:

@@ -21,7 +21,6 @@ from sklearn.datasets import load_digits
 
 from attent.pipeline import initialize, run, score
 from attent.tasks import cli, score_run
-from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.detection.config import DetectConfig
 from attent.tasks.folder import RunFolder
 from attent.tasks.language.config import InstructConfig
@@ -160,27 +159,6 @@ def test_other_data_are_scored_by_the_classes_of_the_run(digits_run, attent, tmp
     assert not Path("t.jsonl").exists()
 
 
-def test_examples_that_cannot_be_read_are_named_or_left_without_scores(attent, tmp_path):
-    root = write_images(tmp_path / "images")
-    folder = trained("classify", tmp_path / "run", data=str(root))
-    torn = root / "train" / "bee" / "2.jpg"
-    torn.write_bytes(torn.read_bytes()[:100])
-    status, _, err = attent("score", "run", "--out", "s.csv")
-    error = err[err.index("error: ") :]  # after how far it came
-    assert status == 2
-    assert f"example 8 ({torn}) cannot be fetched" in error
-    assert error.endswith("with --skip_unreadable it is left without scores\n")
-    assert not Path("s.csv").exists()
-    status, _, err = attent("score", "run", "--out", "s.parquet", "--skip_unreadable")
-    assert status == 0, err
-    assert "1 example could not be read and has no scores" in err
-    rows = parquet.read_table("s.parquet").to_pylist()
-    assert [row["index"] for row in rows if row["loss"] is None] == [8]
-    assert rows[8]["name"] == str(torn)
-    assert rows[8]["unreadable"]
-    assert folder.load_config()[1].skip_unreadable is False  # the run itself is as it was
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A run on small photographs."""
@@ -262,26 +240,6 @@ def test_what_training_saw_is_known_by_its_name(small, attent, tmp_path):
         assert about.get("trained on these") is seen, words
         assert ("it was trained on them" in err) is (seen is True), words
         assert "the model predicts the given label of " in err
-
-
-def test_data_of_the_run_that_are_gone_are_not_those_that_are_given(attent, tmp_path):
-    write_images(tmp_path / "images")
-    trained("classify", tmp_path / "run", data=str(tmp_path / "images"))
-    (tmp_path / "images").rename(tmp_path / "others")
-    error = only_an_error(*attent("score", "run", "--data", "others", "--out", "s.csv"))
-    assert "run is built again of what it was trained on too: there is no " in error
-    assert "set by the flag --data" not in error
-
-
-def test_labels_that_no_class_has_are_told_of_the_data_not_of_the_table(attent, tmp_path):
-    images = np.stack([picture(i, 8, 8)[..., 0] for i in range(20)])
-    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 2)
-    np.savez(tmp_path / "b.npz", images=images, labels=np.arange(20) % 2 + 7)
-    given = TRAINING | {"epochs": 1, "eval_every": 1.0, "warmup_epochs": 0.0, "progress": False}
-    start("classify", ClassifyConfig(data="a.npz", output_dir="run", **given), silent)
-    error = only_an_error(*attent("score", "run", "--data", "b.npz", "--out", "s.csv"))
-    assert "error: data: b.npz: labels out of range: " in error
-    assert "set by the flag --out" not in error
 
 
 def test_ctrl_c_leaves_nothing_half_done(small, attent, monkeypatch, capsys):
