@@ -115,7 +115,7 @@ def savings(all_findings: Sequence[Findings]) -> Figure:
         for arm in _by_saving(findings)
         if arm != findings.world.baseline
     ]
-    by_name = {findings.world.name: findings for findings in all_findings}
+    by_name = {findings.world.name: findings for findings in all_findings if findings.saved}
     with matplotlib.rc_context(STYLE):
         height = 1.3 + 0.2 * (len(rows) + 2 * len(by_name))
         figure = Figure(figsize=(9, height), layout="constrained")
