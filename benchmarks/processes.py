@@ -1,6 +1,6 @@
 """What a second process brings: the pipeline's scaling against that of a plain DDP loop.
 
-    python benchmarks/processes.py [--model vit_tiny_patch16_224 --num_examples 320] [--rounds 10]
+    python -m benchmarks.processes [--model vit_tiny_patch16_224 --num_examples 320] [--rounds 10]
 
 One and then two processes (gloo, on the CPU, a thread each) train the same model on the same
 batches: the `full` recipe through the stages, which shares out every batch among the processes, and
