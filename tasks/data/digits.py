@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from sklearn.datasets import load_digits
 
-from attent.pipeline.source import TensorSource
-from attent.tasks.data.split import stratified
+from attent.tasks.data.split import Rows, stratified
 
 
-def digits(held_out: float = 0.2, *, seed: int = 0) -> tuple[TensorSource, TensorSource]:
+def digits(held_out: float = 0.2, *, seed: int = 0) -> tuple[Rows, Rows]:
     """Training and held-out digits, split by class in equal shares.
 
     Args:
@@ -28,9 +27,7 @@ def digits(held_out: float = 0.2, *, seed: int = 0) -> tuple[TensorSource, Tenso
     data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1)
     labels = torch.tensor(data.target, dtype=torch.int64)
-    train, test = map(torch.from_numpy, stratified(data.target, held_out, seed=seed))
+    train, test = stratified(data.target, held_out, seed=seed)
     mean, deviation = images[train].mean(), images[train].std()
-    images = (images - mean) / deviation
-    return tuple(  # type: ignore[return-value]
-        TensorSource({"image": images[rows], "label": labels[rows]}) for rows in (train, test)
-    )
+    fields = {"image": (images - mean) / deviation, "label": labels}
+    return Rows(fields, train, "digits"), Rows(fields, test, "digits")

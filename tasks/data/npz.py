@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attent.pipeline.source import TensorSource
-from attent.tasks.data.split import stratified
+from attent.tasks.data.split import Rows, stratified
 
 
-def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[TensorSource, TensorSource]:
+def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[Rows, Rows]:
     """Training and held-out images of a file, split by class in equal shares.
 
     Args:
@@ -56,12 +55,8 @@ def npz(path: str | Path, held_out: float, *, seed: int = 0) -> tuple[TensorSour
     deviation = pixels[train].std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6)
     pixels = (pixels - mean) / deviation
     targets = torch.from_numpy(labels.astype(np.int64))
-
-    def part(rows: np.ndarray) -> TensorSource:
-        index = torch.from_numpy(rows)
-        return TensorSource({"image": pixels[index], "label": targets[index]})
-
-    return part(train), part(test)
+    fields = {"image": pixels, "label": targets}
+    return Rows(fields, train, str(path)), Rows(fields, test, str(path))
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -93,6 +93,18 @@ def test_npz_images_are_channels_first_and_each_channel_is_standardised(tmp_path
     assert held_out.fields["label"].bincount().tolist() == [2, 2, 2]
 
 
+def test_an_example_of_an_npz_file_is_traced_to_its_row(tmp_path):
+    fields = arrays()
+    path = npz_file(tmp_path, **fields)
+    rows = []
+    for part in npz(path, 0.2):
+        for i, label in enumerate(part.fields["label"].tolist()):
+            name, _, row = part.locate(i).rpartition(" row ")
+            assert (name, fields["labels"][int(row)]) == (str(path), label)
+            rows.append(int(row))
+    assert sorted(rows) == list(range(30))
+
+
 def test_npz_channels_and_labels_are_not_mixed_up(tmp_path):
     # Example i has the value i in its red channel, 2i in green, 3i in blue; its label is i mod 3.
     num = 30
