@@ -118,10 +118,10 @@ class _Worker:
                 raise WorkerError(f"no job can be run: {said['why']}")
             self.ready = True
             return None
-        if self.job is not None and said.get("status") == IMPOSSIBLE:
-            raise WorkerError(f"no job of {self.job.world} can be run: {said['why']}")
         if self.job is None:
             return None
+        if said["status"] == IMPOSSIBLE:
+            raise WorkerError(f"no job of {self.job.world} can be run: {said['why']}")
         job, self.job = self.job, None
         return job, {**said, "wall_seconds": round(time.monotonic() - self._began, 3)}
 
