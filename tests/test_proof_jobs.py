@@ -179,10 +179,12 @@ def test_arms_at_the_whole_budget_are_compared_and_said_to_save_nothing(tmp_path
     assert "Quality at equal budget" in page
     assert "Budget saved at full's quality" not in page
     assert ".png" not in page
-    row = next(line for line in tables.splitlines() if line.startswith("| digits | good |"))
-    assert "at budget 1" in tables.splitlines()[0]
-    assert " better | yes (" in row
-    assert row.endswith(" | 10 |")
+    head, _, *rows = tables.splitlines()
+    assert "at budget 1" in head
+    assert [row.split(" | ")[1] for row in rows] == ["random", "good", "harmful", "thirsty"]
+    assert " better | yes (" in rows[1]
+    assert " worse | no (" in rows[2]
+    assert all(row.endswith(" | 10 |") for row in rows)
 
 
 @pytest.mark.parametrize(("last", "lines"), [(104, 0), (105, 2)])
@@ -192,6 +194,7 @@ def test_a_line_in_the_readme_has_seeds_enough_for_a_test(tmp_path, last, lines)
     claimed(tmp_path, there)
     tables = report.write({"digits": there}, tmp_path / "results", tmp_path)
     assert tables.count("| digits | good |") == lines
+    assert tables.count("| digits | harmful |") == lines // 2  # what is saved is of the headline
 
 
 def test_a_part_of_a_world_is_run_in_that_world(monkeypatch):

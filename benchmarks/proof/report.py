@@ -217,33 +217,34 @@ def _failures(findings: Findings) -> str:
 
 
 def readme_tables(all_findings: Sequence[Findings]) -> str:
-    """What is saved, and what comes of the whole budget: a line a world each, of `FEWEST` seeds.
+    """What is saved, a line a world, and what comes of the whole budget, a line an arm.
 
-    A table without a line is left out. Between the two is an empty line.
+    A line is of `FEWEST` seeds or more. A table without a line is left out. Between the two is an
+    empty line.
     """
     tables = (_saved_in_short(all_findings), _whole_in_short(all_findings))
     return "\n".join(table for table in tables if table.count("\n") > 2)
 
 
 def _whole_in_short(all_findings: Sequence[Findings]) -> str:
-    """Of worlds whose headline arm is run at budget 1: it against full there."""
+    """Of worlds whose arms are run at budget 1: each against full there."""
     lines = [
         "| data | arm | measured | full | arm less full, at budget 1 | p | not worse | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for findings in all_findings:
         world = findings.world
-        cell = findings.cells.get((world.headline, 1.0))
         full = findings.cells.get((world.baseline, 1.0))
-        if cell is None or full is None or cell.against_short is None:
-            continue
-        if cell.against_short.num_seeds < FEWEST:
-            continue
-        lines.append(
-            f"| {_data(world)} | {cell.arm} | {_unit(world)} | {_quality(world, full.quality)} "
-            f"| {_difference(world, cell.against_short)} | {_verdict(cell.against_short)} "
-            f"| {_not_worse(cell)} | {cell.against_short.num_seeds} |"
-        )
+        for cell in (findings.cells.get((arm, 1.0)) for arm in world.arms):
+            if cell is None or full is None or cell.against_short is None:
+                continue
+            if cell.against_short.num_seeds < FEWEST:
+                continue
+            lines.append(
+                f"| {_data(world)} | {cell.arm} | {_unit(world)} | {_quality(world, full.quality)} "
+                f"| {_difference(world, cell.against_short)} | {_verdict(cell.against_short)} "
+                f"| {_not_worse(cell)} | {cell.against_short.num_seeds} |"
+            )
     return "\n".join(lines) + "\n"
 
 
