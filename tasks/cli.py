@@ -22,6 +22,7 @@ from attent.tasks.launch import is_main
 from attent.tasks.lost import LostProcessError, noticing_the_lost, terminable
 from attent.tasks.parsers import parser
 from attent.tasks.words import (
+    asked_for,
     config_files,
     explain,
     given_options,
@@ -63,10 +64,10 @@ def _done(argv: list[str]) -> int:
             raise ValueError(readable(str(error), argv, _options(top, argv))) from error
         given = parsed[parsed.command]
         if planning:
-            return _plan(given, parsed.command)
+            return _plan(given, parsed.command, argv)
         if parsed.command in _OTHERS:
             return _OTHERS[parsed.command](given)
-        return _train(given, parsed.command)
+        return _train(given, parsed.command, argv)
     except AgreedError as error:
         if is_main():  # it speaks for all
             say("error: " + explain(str(error), argv))
@@ -169,11 +170,11 @@ def _config_of(parsed: Namespace, command: str) -> object:
     return named.config(**{name: parsed[name] for name in named.options})
 
 
-def _train(parsed: Namespace, command: str) -> int:
+def _train(parsed: Namespace, command: str, argv: Sequence[str]) -> int:
     from attent.tasks.run import start
 
     config = _config_of(parsed, command)
-    for warning in without_effect(config) if is_main() else ():
+    for warning in without_effect(config, asked_for(argv)) if is_main() else ():
         say(f"warning: {warning}")
     return _finish(*start(command, config, say))
 
@@ -218,7 +219,7 @@ def _report(parsed: Namespace) -> int:
     return 0
 
 
-def _plan(parsed: Namespace, command: str) -> int:
+def _plan(parsed: Namespace, command: str, argv: Sequence[str]) -> int:
     from attent.tasks.commands import COMMANDS
     from attent.tasks.data.named import refuse_ambiguous
 
@@ -232,7 +233,7 @@ def _plan(parsed: Namespace, command: str) -> int:
         f"state in memory and in each checkpoint: {held / 2**20:.1f} MiB, of which parameters "
         f"{params / 2**20:.1f} MiB\n"
     )
-    for warning in [*without_effect(config), *run.plan.warnings()]:
+    for warning in [*without_effect(config, asked_for(argv)), *run.plan.warnings()]:
         say(f"warning: {warning}")
     for note in run.notes:
         say(note)

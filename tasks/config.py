@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -235,18 +235,19 @@ def check_patches(config: Any, *, semseg: bool) -> None:
         )
 
 
-def without_effect(config: Any) -> list[str]:
-    """A warning for each option that was changed from its default but does nothing here.
+def without_effect(config: Any, asked: Container[str] = ()) -> list[str]:
+    """A warning for each option that was changed from its default, or asked for, and does nothing.
 
     Args:
         config: may have a method ``idle() -> {option: why}`` for the options of its own command.
+        asked: options that are warned of at their default, too.
     """
     idle = _idle(config) | getattr(config, "idle", dict)()
     defaults = type(config)()
     return [
         f"{name} = {getattr(config, name)} has no effect: {why}"
         for name, why in idle.items()
-        if getattr(config, name) != getattr(defaults, name)
+        if name in asked or getattr(config, name) != getattr(defaults, name)
     ]
 
 

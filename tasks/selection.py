@@ -31,12 +31,13 @@ class SelectionConfig:
     """What is selected and when.
 
     Args:
-        method: attent_complex (cycles of score, select, train), attent_simple (one full epoch
-            whose losses are observed, then the highest of them), attent_paced (one full epoch, then
-            selected anew before every pass by what training has observed, at a ratio that goes with
-            the budget, and the end on everything), attent_adaptive (as attent_paced, of as many
-            examples as have most of the loss, some of them drawn from the rest) or full (plain
-            training).
+        method: full (plain training, everything in every epoch), attent_complex (cycles of score,
+            select, train), attent_simple (one full epoch whose losses are observed, then the
+            highest of them), attent_paced (one full epoch, then selected anew before every pass by
+            what training has observed, at a ratio that goes with the budget, and the end on
+            everything) or attent_adaptive (as attent_paced, of as many examples as have most of the
+            loss, some of them drawn from the rest). docs/proof.md says where it pays to select, and
+            where it harms.
         selection_strategy: hard (highest scores), soft (random, likelier the higher) or random.
         initial_ratio: share of the examples selected first, in (0, 1].
         final_ratio: share selected last, in (0, 1].
@@ -73,7 +74,7 @@ class SelectionConfig:
         score_chunk: examples that vmap maps at once (vmap_grad_norm); less needs less memory.
     """
 
-    method: Method = "attent_complex"
+    method: Method = "full"
     selection_strategy: Literal["hard", "soft", "random"] = "hard"
     initial_ratio: float = 0.2
     final_ratio: float = 0.8

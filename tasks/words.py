@@ -33,11 +33,28 @@ def given_options(argv: Sequence[str]) -> dict[str, Any]:
         with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
             values = yaml.safe_load(Path(file).read_text())
             found |= values if isinstance(values, dict) else {}
+    own = {OTHER_NAMES.get(name, name): value for name, value in found.items()}
+    return own | given_flags(argv)
+
+
+def asked_for(argv: Sequence[str]) -> set[str]:
+    """The options that a command line asks for by name.
+
+    They are its flags. Those of its files too, where no method is named: whoever gives options of
+    selection means to select. A resolved config names one, and has every option.
+    """
+    given = given_options(argv)
+    return set(given_flags(argv) if "method" in given else given)
+
+
+def given_flags(argv: Sequence[str]) -> dict[str, str]:
+    """The options that a command line gives by flags, under their own names."""
+    found = {}
     for word, after in itertools.pairwise([*argv, ""]):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            found[name] = value if equals else after
-    return {OTHER_NAMES.get(name, name): value for name, value in found.items()}
+            found[OTHER_NAMES.get(name, name)] = value if equals else after
+    return found
 
 
 def one_name(argv: Sequence[str]) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from attent.tasks.config import (
     ConfigError,
-    Method,
     RunConfig,
     SelectionConfig,
     TrainingConfig,
@@ -86,7 +85,6 @@ class InstructConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingConfig,
     num_samples: int = 4
     max_new_tokens: int = 96
     score_length: Literal["mean", "sqrt", "sum"] = "mean"
-    method: Method = "attent_simple"
     budget: Literal["examples", "tokens", "passes"] = "tokens"
     epochs: int = 3
     batch_size: int = 16

@@ -94,8 +94,11 @@ def _scaled(ax: Axes) -> None:
         ax.set_yscale("log")
 
 
-def schedule(run: History) -> Figure:
-    """The share selected over examples trained on, and the passes of each cycle."""
+def schedule(run: History) -> Figure | None:
+    """The share selected over examples trained on, and the passes of each cycle; None without."""
+    cycles = sorted({s.cycle for s in run.selections if s.cycle >= 0})
+    if not cycles:
+        return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[2, 1])
@@ -105,7 +108,6 @@ def schedule(run: History) -> Figure:
         left.stairs(shares, starts, baseline=None, color=COLORS[0], lw=1.4)
         left.set(ylim=(0, 1.05), xlabel="examples trained on", ylabel="share selected")
         left.set_title("ratio in force")
-        cycles = sorted({s.cycle for s in run.selections if s.cycle >= 0})
         passes = _passes(run)
         subset = [passes.get((c, True), 0) for c in cycles]
         full = [passes.get((c, False), 0) for c in cycles]
@@ -114,10 +116,9 @@ def schedule(run: History) -> Figure:
         right.bar(names, full, bottom=subset, color=COLORS[0], alpha=0.3, label="on everything")
         right.set(xlabel="cycle", ylabel="passes")
         right.set_title("interval")
-        if cycles:
-            right.set_ylim(0, 1.35 * max(a + b for a, b in zip(subset, full, strict=True)))
-            right.legend(loc="upper left", ncols=2, fontsize=7)
-            right.xaxis.get_major_locator().set_params(integer=True)
+        right.set_ylim(0, 1.35 * max(a + b for a, b in zip(subset, full, strict=True)))
+        right.legend(loc="upper left", ncols=2, fontsize=7)
+        right.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         return figure
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attent.tasks.config import (
-    Method,
     RunConfig,
     SelectionConfig,
     TrainingConfig,
@@ -45,7 +44,6 @@ class TextClassifyConfig(RowsConfig, AdapterConfig, SelectionConfig, TrainingCon
     lora_alpha: float = 16.0
     label_smoothing: float = 0.0
     num_shown: int = 5
-    method: Method = "attent_simple"
     epochs: int = 3
     batch_size: int = 16
     lr: float | None = 5e-4

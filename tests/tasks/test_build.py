@@ -44,8 +44,9 @@ def npz(tmp_path):
 def config_of(data: str, **options) -> ClassifyConfig:
     """Two cycles of one pass, 48 examples in batches of 16, ticks of two steps."""
     return ClassifyConfig(**{
-        "data": data, "model_args": SMALL, "epochs": 4, "warmup_epochs": 1.0, "total_cycles": 2,
-        "initial_interval": 1, "batch_size": 16, "steps_per_tick": 2, "device": "cpu", **options,
+        "data": data, "model_args": SMALL, "method": "attent_complex", "epochs": 4,
+        "warmup_epochs": 1.0, "total_cycles": 2, "initial_interval": 1, "batch_size": 16,
+        "steps_per_tick": 2, "device": "cpu", **options,
     })  # fmt: skip
 
 

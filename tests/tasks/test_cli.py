@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -28,12 +27,13 @@ from attent.tasks.run import start
 SCRIPT = Path(sys.executable).with_name("attent")
 TINY = {
     "model_args": {"depth": 1, "embed_dim": 16, "num_heads": 2},
-    "epochs": 4, "total_cycles": 2, "initial_interval": 1, "warmup_epochs": 1.0, "threads": 1,
+    "method": "attent_complex", "epochs": 4, "total_cycles": 2, "initial_interval": 1,
+    "warmup_epochs": 1.0, "threads": 1,
 }  # fmt: skip
 TINY_FLAGS = [
     word
     for name, value in TINY.items()
-    for word in (f"--{name}", json.dumps(value) if name == "model_args" else f"{value:g}")
+    for word in (f"--{name}", value if isinstance(value, str) else json.dumps(value))
 ]
 DIGITS = str(resources.files("attent.tasks.configs") / "digits.yaml")
 
@@ -194,7 +194,7 @@ WRONG = {
     "--model vit_digit": "no model 'vit_digit' here or in timm; did you mean vit_digits",
     "--device tpu": "device is auto, cpu, cuda or cuda:N, not 'tpu'",
     # 1 full epoch and 10 cycles of 5 passes.
-    "--epochs 30 --total_cycles 10 --initial_interval 5 --budget passes": "= 51 passes, but epochs",
+    "--epochs 30 --budget passes --method attent_complex": "= 51 passes, but epochs",
     "--config nowhere.yaml": "nowhere.yaml",
     "--pretrained true": "there are no pretrained weights of 'vit_digits'",
     """--model_args '{"dept": 1}'""": "dept",
@@ -258,7 +258,7 @@ def test_wrong_yaml_is_told_with_its_file_and_line(attent, tmp_path, command, te
 
 
 def test_a_plan_too_long_for_the_budget_names_the_options_to_change(attent):
-    told = only_an_error(*attent("classify", "--epochs", "20"))
+    told = only_an_error(*attent("classify", "--method", "attent_complex", "--epochs", "20"))
     assert "the plan does not fit: 1 full epoch(s) of 1,437 examples and 10 cycles of 5" in told
     assert "raise epochs to at least " in told
     assert "  epochs: set by the flag --epochs" in told
@@ -319,9 +319,29 @@ def test_other_folders_in_out_are_no_matter(attent, tmp_path):
 
 
 def test_options_without_effect_are_warned_of(attent):
-    status, _, err = attent("plan", "--max_interval", "7", "--epochs", "60")
+    status, _, err = attent("plan", "--method", "attent_complex", "--max_interval", "7")
     assert status == 0
     assert "warning: max_interval = 7 has no effect: interval_schedule is fixed" in err
+
+
+def test_a_flag_without_effect_is_warned_of_though_it_gives_the_default(attent, tmp_path):
+    """Whoever asks for it would believe that something is selected."""
+    asked = ("--initial_ratio", "0.2", "--selection_strategy=hard")
+    _, _, err = attent("plan", "classify", *asked)
+    assert err == (
+        "warning: initial_ratio = 0.2 has no effect: method is full; attent_complex, attent_paced "
+        "would use it\n"
+        "warning: selection_strategy = hard has no effect: method is full; attent_complex, "
+        "attent_simple, attent_paced would use it\n"
+    )
+    assert (
+        attent("plan", "classify", *asked, "--method", "attent_complex", "--epochs", "60")[2] == ""
+    )
+    options = "initial_ratio: 0.2\nselection_strategy: hard\n"
+    (tmp_path / "some.yaml").write_text(options)
+    assert attent("plan", "classify", "some.yaml")[2] == err
+    (tmp_path / "all.yaml").write_text(options + "method: full\n")
+    assert attent("plan", "classify", "all.yaml")[2] == ""  # as a resolved config has them all
 
 
 def test_the_plan_of_the_ready_made_config(attent):
@@ -331,7 +351,7 @@ def test_the_plan_of_the_ready_made_config(attent):
     assert "86,220 examples trained on" in printed
     assert "14,370 scored" in printed
     assert "cost: 3 x 86,220 + 1 x 14,370 = 273,030 forwards of one example" in printed
-    plan = build_classify(replace(ClassifyConfig(), epochs=60)).plan
+    plan = build_classify(ClassifyConfig(method="attent_complex", epochs=60)).plan
     assert f"everything: {plan.saving:.1%}\n" in printed
     assert 0.2 < plan.saving < 0.3
 

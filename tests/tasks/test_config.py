@@ -52,6 +52,7 @@ def yaml_file(folder, text: str) -> str:
 
 # --- check
 
+COMPLEX = {"method": "attent_complex"}
 IN_SHARE = r"in \(0, 1\], got"
 WRONG = [
     *[({name: 0.0}, rf"{name} must be {IN_SHARE} 0.0") for name in
@@ -85,10 +86,10 @@ WRONG = [
     ({"epochs": 5, "warmup_epochs": 5.0}, r"warmup_epochs \(5\) must be below epochs \(5\)"),
     ({"interval_schedule": "incremental", "initial_interval": 4, "max_interval": 3},
      r"max_interval \(3\) is below initial_interval \(4\)"),
-    ({"scores": "observed", "signal": "last_layer"},
+    (COMPLEX | {"scores": "observed", "signal": "last_layer"},
      "scores: observed records loss, relative_loss, loss_drop, grad_norm; signal is last_layer; it "
      "can be measured with scores: fresh"),
-    ({"signal": "relative_loss"},
+    (COMPLEX | {"signal": "relative_loss"},
      "signal relative_loss is observed in training, but scores is fresh here: give scores: "
      "observed"),
     ({"method": "attent_paced", "scores": "fresh"},
@@ -134,7 +135,7 @@ def test_values_out_of_range_are_refused(options, message):
         {"method": "attent_paced", "signal": "relative_loss", "last_share": 0.0},
         {"method": "attent_paced", "selection_strategy": "random", "first_epochs": 0},
         {"method": "attent_adaptive", "signal": "last_layer", "scores": "observed"},
-        {"scores": "observed", "signal": "loss_drop", "budget_share": 1.0},
+        COMPLEX | {"scores": "observed", "signal": "loss_drop", "budget_share": 1.0},
     ],
     ids=str,
 )
@@ -168,20 +169,20 @@ COMPLEX_ONLY = {
     "total_cycles": 3, "budget": "passes",
 }  # fmt: skip
 IDLE = [
-    ({"max_interval": 7}, "max_interval = 7", "interval_schedule is fixed"),
-    ({"attent_ratio": 0.5}, "attent_ratio = 0.5", "method is attent_complex"),
-    ({"gumbel_temperature": 2.0}, "gumbel_temperature = 2.0", "selection_strategy is hard"),
-    ({"soft_normalization": "sigmoid"}, "soft_normalization", "selection_strategy is hard"),
-    ({"score_chunk": 8}, "score_chunk = 8", "only signal vmap_grad_norm maps by vmap"),
+    (COMPLEX | {"max_interval": 7}, "max_interval = 7", "interval_schedule is fixed"),
+    (COMPLEX | {"attent_ratio": 0.5}, "attent_ratio = 0.5", "method is attent_complex"),
+    *[(COMPLEX | {name: value}, f"{name} = ", "selection_strategy is hard")
+      for name, value in {"gumbel_temperature": 2.0, "soft_normalization": "sigmoid"}.items()],
+    (COMPLEX | {"score_chunk": 8}, "score_chunk = 8", "only signal vmap_grad_norm maps by vmap"),
     ({"momentum": 0.5}, "momentum = 0.5", "optimizer is adamw"),
-    ({"selection_strategy": "random", "signal": "grad_norm"}, "signal", "random asks no scores"),
-    ({"selection_strategy": "random", "scores": "observed"}, "scores", "random asks no scores"),
+    *[(COMPLEX | {"selection_strategy": "random", name: value}, name, "random asks no scores")
+      for name, value in {"signal": "grad_norm", "scores": "observed"}.items()],
     ({"method": "full", "selection_strategy": "soft"}, "selection_strategy", "method is full"),
     *[({"method": method, name: value}, name, f"method is {method}")
       for method in ("full", "attent_simple") for name, value in COMPLEX_ONLY.items()],
     *[({"method": "full", name: value}, name, "method is full")
       for name, value in {"signal": "grad_norm", "scores": "observed", "reselect": True}.items()],
-    ({"reselect": True}, "reselect = True", "method is attent_complex"),
+    (COMPLEX | {"reselect": True}, "reselect = True", "method is attent_complex"),
     ({"method": "attent_simple", "reselect": True, "selection_strategy": "random"}, "reselect",
      "random asks no scores"),
     ({"worker_processes": True}, "worker_processes = True", "workers is 0"),
@@ -209,16 +210,17 @@ def test_it_is_said_which_methods_would_use_an_option():
     "options",
     [
         {},
-        {"method": "full"},
+        COMPLEX,
         {"method": "attent_simple", "attent_ratio": 0.5},
         {"method": "attent_simple", "scores": "fresh", "signal": "last_layer"},
         {"method": "attent_simple", "signal": "grad_norm", "reselect": True},
         {"method": "attent_simple", "selection_strategy": "soft", "gumbel_temperature": 0.5},
-        {"interval_schedule": "incremental", "max_interval": 12, "initial_interval": 2},
-        {"selection_strategy": "soft", "gumbel_temperature": 2.0, "soft_normalization": "sigmoid"},
-        {"selection_strategy": "random"},
+        COMPLEX | {"interval_schedule": "incremental", "max_interval": 12, "initial_interval": 2},
+        COMPLEX | {"selection_strategy": "soft", "gumbel_temperature": 2.0},
+        COMPLEX | {"selection_strategy": "soft", "soft_normalization": "sigmoid"},
+        COMPLEX | {"selection_strategy": "random"},
         {"optimizer": "sgd", "momentum": 0.5},
-        {"signal": "vmap_grad_norm", "score_chunk": 8},
+        COMPLEX | {"signal": "vmap_grad_norm", "score_chunk": 8},
         {"data": "images", "image_size": 64},
         {"workers": 1, "worker_processes": True, "worker_timeout": None},
         {"skip_unreadable": True},

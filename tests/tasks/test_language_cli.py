@@ -79,7 +79,7 @@ OPTIONS = {
     "lora_rank": 4, "lora_alpha": 4.0, "target_modules": "q_proj,v_proj", "epochs": 3,
     "batch_size": 8, "lr": 0.01, "steps_per_tick": 3, "save_every": 0.5, "num_samples": 2,
     "max_new_tokens": 5, "model_max_length": 96, "progress": False, "prompt": "{instruction}\n",
-    "vocab_size": 300,
+    "vocab_size": 300, "method": "attent_simple",
 }  # fmt: skip
 
 
@@ -95,8 +95,9 @@ def tuned(data, released, tmp_path_factory) -> RunFolder:
     argv = (
         f"instruct --model_name_or_path {released} --data_path {data} --output_dir {folder} "
         "--target_modules q_proj,v_proj,k_proj,o_proj,gate_proj,down_proj,up_proj --lora_rank 4 "
-        "--lora_alpha 4 --lora_dropout 0 --attent_ratio 0.7 --epochs 3 --batch_size 8 --lr 0.01 "
-        "--num_samples 2 --max_new_tokens 5 --model_max_length 96 --steps_per_tick 3"
+        "--lora_alpha 4 --lora_dropout 0 --method attent_simple --attent_ratio 0.7 --epochs 3 "
+        "--batch_size 8 --lr 0.01 --num_samples 2 --max_new_tokens 5 --model_max_length 96 "
+        "--steps_per_tick 3"
     )
     assert cli.main([*argv.split(), "--prompt", "{instruction}\n"]) == 0
     return RunFolder(folder)
@@ -461,8 +462,14 @@ def test_other_data_may_be_held_out(data, released, tmp_path):
         ({"adapter": "adalora", "optimizer": "sgd"}, "adalora goes with optimizer adamw, not sgd"),
         ({"rank_every": 0}, "rank_every must be at least 1"),
         ({"rank_final": 1.0}, r"rank_final must be in \[0, 1\)"),
-        ({"packing": True, "signal": "grad_norm"}, "in packed rows there is no gradient of one"),
-        ({"score_length": "sum"}, "score_length: sum is of scores that are measured"),
+        (
+            {"method": "attent_simple", "packing": True, "signal": "grad_norm"},
+            "in packed rows there is no gradient of one",
+        ),
+        (
+            {"method": "attent_simple", "score_length": "sum"},
+            "score_length: sum is of scores that are measured",
+        ),
         ({"adapter": "adalora", "ema": 0.9}, "ema: averages of ranks that are given up never"),
         ({"adapter": "full", "bits": 16}, "bits: 16 is of frozen weights; adapter full trains all"),
     ],

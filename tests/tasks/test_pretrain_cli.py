@@ -37,9 +37,9 @@ SMALL = {
     "model": "pretrain_multimae_micro", "model_args": {"dim": 16, "depth": 1, "num_heads": 2},
     "decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2,
     "input_size": 32, "patch_size": 8, "num_encoded_tokens": 12, "num_train": 48, "num_val": 12,
-    "epochs": 3, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 1.0, "total_cycles": 1,
-    "initial_interval": 1, "initial_ratio": 0.5, "final_ratio": 0.5, "steps_per_tick": 2,
-    "save_every": 0.2, "device": "cpu", "threads": 1, "progress": False,
+    "method": "attent_complex", "epochs": 3, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 1.0,
+    "total_cycles": 1, "initial_interval": 1, "initial_ratio": 0.5, "final_ratio": 0.5,
+    "steps_per_tick": 2, "save_every": 0.2, "device": "cpu", "threads": 1, "progress": False,
 }  # fmt: skip
 # Beside masks, crops and flips, which are drawn by default.
 LONG = SMALL | {"epochs": 6, "total_cycles": 2, "task_balancer": "uncertainty", "drop_path": 0.1}
@@ -140,10 +140,10 @@ def test_the_report_shows_reconstructions_and_a_table_of_the_parts(finished):
 
 
 @pytest.mark.slow
-def test_the_documented_yaml_is_planned_as_it_stands(attent, tmp_path):
+def test_the_documented_yaml_is_planned_with_the_published_method(attent, tmp_path):
     """Nothing made smaller: the base model is built."""
     (tmp_path / "my.yaml").write_text(DOCUMENTED)
-    status, printed, told = attent("plan", "my.yaml")
+    status, printed, told = attent("plan", "my.yaml", "--method", "attent_complex")
     assert (status, told) == (0, "")
     # 400 epochs of the 4,000 scenes; ten scorings of them.
     assert "attent_complex: 1,600,000 examples trained on in 50,016 steps of 32" in printed

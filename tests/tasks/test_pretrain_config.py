@@ -29,18 +29,27 @@ total_cycles: 10
 """
 
 
-def test_the_documented_yaml_stands_as_it_is(capsys, tmp_path, monkeypatch):
+def test_the_documented_yaml_is_one_flag_from_what_was_published(capsys, tmp_path, monkeypatch):
     """Of the method's own documentation; the model made small, which the plan does not show."""
     from attent.tasks.cli import main
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(DOCUMENTED)
     small = '{"dim": 32, "depth": 1, "num_heads": 2}'
-    assert main(["plan", "my.yaml", "--model_args", small, "--num_train", "50"]) == 0
-    told = capsys.readouterr().out
+    plan = ["plan", "my.yaml", "--model_args", small, "--num_train", "50"]
+    assert main([*plan, "--method", "attent_complex"]) == 0
+    told = capsys.readouterr()
     # 400 epochs of 50; the ten subset intervals of 5 and the rest in full epochs.
-    assert "attent_complex: 20,000 examples trained on" in told
-    assert "500 scored" in told
+    assert "attent_complex: 20,000 examples trained on" in told.out
+    assert "500 scored" in told.out
+    assert told.err == ""
+    # It names no method: that nothing is selected is said of every option that asks for it.
+    assert main(plan) == 0
+    told = capsys.readouterr()
+    assert "full: 20,000 examples trained on" in told.out
+    assert re.findall(r"warning: (\w+) = \S+ has no effect: method is full; attent_", told.err) == [
+        "total_cycles", "initial_ratio", "final_ratio", "ratio_schedule", "selection_strategy",
+    ]  # fmt: skip
 
 
 def test_domains_joined_by_hyphens_are_lists():

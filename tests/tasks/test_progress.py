@@ -45,9 +45,9 @@ def build(tmp_path):
         np.savez(path, images=images, labels=np.arange(60) % 3)
         small = {"depth": 1, "embed_dim": 16, "num_heads": 2}
         return build_classify(ClassifyConfig(**{
-            "data": str(path), "model_args": small, "epochs": 4, "warmup_epochs": 1.0,
-            "total_cycles": 2, "initial_interval": 1, "batch_size": 8, "steps_per_tick": 1,
-            "eval_every": 0.5, **options,
+            "data": str(path), "model_args": small, "method": "attent_complex", "epochs": 4,
+            "warmup_epochs": 1.0, "total_cycles": 2, "initial_interval": 1, "batch_size": 8,
+            "steps_per_tick": 1, "eval_every": 0.5, **options,
         }))  # fmt: skip
 
     return build

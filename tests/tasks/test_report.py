@@ -27,8 +27,8 @@ from tests.tasks.finetuned import SELECT, trained
 
 TINY = {
     "model_args": {"depth": 1, "embed_dim": 16, "num_heads": 2},
-    "epochs": 4, "total_cycles": 2, "initial_interval": 1, "warmup_epochs": 1.0, "threads": 1,
-    "progress": False, "steps_per_tick": 10,
+    "method": "attent_complex", "epochs": 4, "total_cycles": 2, "initial_interval": 1,
+    "warmup_epochs": 1.0, "threads": 1, "progress": False, "steps_per_tick": 10,
 }  # fmt: skip
 # A name as unkind as a folder's may be.
 COMPLEX, SIMPLE, FULL = 'complex <b>&"1"', "simple", "full"
@@ -94,7 +94,7 @@ OF_A_RUN = {"schedule.png", "scores.png", "selections.png", "examples.png"}
 def test_the_page_needs_nothing_from_elsewhere(page):
     text, _ = page
     sources = re.findall(r'\bsrc="([^"]*)', text)
-    assert len(sources) == 10
+    assert len(sources) == 9
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     without = re.sub(r'src="[^"]*"', "", text)
     assert not re.search(r"src=|href=|https?:|<script|<link|@import|url\(", without)
@@ -104,8 +104,7 @@ def test_the_pictures_are_beside_the_page_and_in_it(page):
     text, folder = page
     of_complex = {f"{COMPLEX}_{name}" for name in OF_A_RUN}
     of_simple = {f"{SIMPLE}_{name}" for name in OF_A_RUN}
-    of_full = {f"{FULL}_schedule.png"}
-    assert pictures(folder) == {"learning_curves.png"} | of_complex | of_simple | of_full
+    assert pictures(folder) == {"learning_curves.png"} | of_complex | of_simple
     embedded = [base64.b64decode(data) for data in re.findall(r'base64,([^"]+)"', text)]
     assert sorted(embedded) == sorted(path.read_bytes() for path in folder.glob("*.png"))
 
@@ -171,7 +170,7 @@ def test_the_options_of_a_run_are_on_the_page(page, runs):
 def test_one_run_is_reported_in_its_own_folder(runs):
     path = write_report([runs[FULL]], None)
     assert path == runs[FULL].path / "report" / "report.html"
-    assert pictures(path.parent) == {"learning_curves.png", "schedule.png"}
+    assert pictures(path.parent) == {"learning_curves.png"}
     assert "Everything was trained on all the time." in path.read_text()
 
 
@@ -206,16 +205,16 @@ def test_data_that_are_gone_are_told_of(runs, tmp_path):
 
 
 def test_runs_of_one_name_are_told_apart(runs, tmp_path):
-    path = write_report([runs[FULL], runs[FULL]], str(tmp_path))
-    assert [row[0] for row in cells(path.read_text())[1:]] == ["full", "full (2)"]
-    assert {"full_schedule.png", "full (2)_schedule.png"} <= pictures(tmp_path)
+    path = write_report([runs[SIMPLE], runs[SIMPLE]], str(tmp_path))
+    assert [row[0] for row in cells(path.read_text())[1:]] == ["simple", "simple (2)"]
+    assert {"simple_schedule.png", "simple (2)_schedule.png"} <= pictures(tmp_path)
 
 
 def test_the_command(runs, tmp_path, capsys):
     argv = ["report", *(str(folder.path) for folder in runs.values())]
     assert cli.main([*argv, "--report_dir", str(tmp_path / "ours")]) == 0
     assert capsys.readouterr().err == f"report {tmp_path / 'ours' / 'report.html'}\n"
-    assert len(pictures(tmp_path / "ours")) == 10
+    assert len(pictures(tmp_path / "ours")) == 9
 
 
 def test_a_report_folder_that_cannot_be_made(runs, tmp_path, capsys):

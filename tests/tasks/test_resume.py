@@ -30,9 +30,9 @@ from attent.tasks.run import resume, start
 # 45 steps a full pass; with everything that draws: augmentation, stochastic depth.
 TINY = {
     "model_args": {"depth": 1, "embed_dim": 16, "num_heads": 2},
-    "epochs": 4, "total_cycles": 2, "initial_interval": 1, "warmup_epochs": 1.0, "lr": 3e-3,
-    "steps_per_tick": 3, "save_every": 0.2, "eval_every": 0.5, "threads": 1, "progress": False,
-    "shift": 1, "drop_path": 0.1, "device": "cpu",
+    "method": "attent_complex", "epochs": 4, "total_cycles": 2, "initial_interval": 1,
+    "warmup_epochs": 1.0, "lr": 3e-3, "steps_per_tick": 3, "save_every": 0.2, "eval_every": 0.5,
+    "threads": 1, "progress": False, "shift": 1, "drop_path": 0.1, "device": "cpu",
 }  # fmt: skip
 PROGRAMS = {
     "attent_complex": {},

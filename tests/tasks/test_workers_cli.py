@@ -17,9 +17,9 @@ from attent.pipeline.keys import differences, number
 from attent.tasks.run import RunFolder
 
 OPTIONS = {
-    "image_size": 16, "crop_scale": 0.5, "epochs": 4, "batch_size": 4, "total_cycles": 2,
-    "initial_interval": 1, "warmup_epochs": 0.5, "steps_per_tick": 2, "score_batch_size": 4,
-    "threads": 1, "device": "cpu", "progress": False,
+    "image_size": 16, "crop_scale": 0.5, "method": "attent_complex", "epochs": 4, "batch_size": 4,
+    "total_cycles": 2, "initial_interval": 1, "warmup_epochs": 0.5, "steps_per_tick": 2,
+    "score_batch_size": 4, "threads": 1, "device": "cpu", "progress": False,
     "model_args": {"depth": 1, "embed_dim": 16, "num_heads": 2},
 }  # fmt: skip
 
