@@ -25,7 +25,7 @@ from attent.pipeline.plans import complex_plan, full_plan, paced_plan, simple_pl
 from attent.pipeline.processes import AgreedError, Processes, processes
 from attent.pipeline.published import averaged, inverse, known_scores, percentile
 from attent.pipeline.quantile import above_quantile
-from attent.pipeline.rank import aged, rank, reducible
+from attent.pipeline.rank import aged, patient, rank, reducible
 from attent.pipeline.reader import StreamEnded
 from attent.pipeline.recipes import (
     attent_adaptive,
@@ -142,6 +142,7 @@ __all__ = [
     "load_state",
     "online_plan",
     "paced_plan",
+    "patient",
     "per_example",
     "percentile",
     "plan_of",

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from attent.pipeline.keys import KeyLike, number, place, tensor
+from attent.pipeline.keys import KeyLike, ensure, number, place, tensor
 from attent.pipeline.rescaled import refuse_negative
 from attent.pipeline.stage import Stage
 from attent.pipeline.task import ensure_scores
@@ -108,4 +108,66 @@ def aged(num_examples: int, *, bonus: float, signal: str = "loss") -> Stage:
         function,
         reads={("scores", signal), ("scores", "step"), ("clock", "step")},
         num_examples=num_examples,
+    )
+
+
+def patient(
+    num_examples: int, *, patience: int, above: float = 1.0, signal: str = "relative_loss"
+) -> Stage:
+    """``scores/patient``: an observed score, or 0 once it was looked at in vain too often.
+
+    **What.** An example was looked at in vain where its score is above ``above`` and no lower than
+    at the look before. Such looks are counted until one finds it at ``above`` or below; from the
+    ``patience``-th on its score is 0, so that it is chosen at random if at all, until then. It is
+    the patience of early stopping, of one example.
+
+    **Cost.** Three numbers an example; no forward.
+
+    **When it pays.** Wrong labels: their losses stay high however often they are trained on. With
+    one label in ten wrong, `attent_adaptive` was worse than plain training without it, and better
+    with 4 (trials on three seeds; ``patient_adaptive`` in benchmarks/proof/arms.py).
+
+    **When it fails.** What is learned slowly is given up as well: in the same trials rare classes
+    of a long tail lost, and new classes at a small budget.
+
+    Args:
+        num_examples: N.
+        patience: looks in vain, at least 1.
+        above: a score that is high; of ``relative_loss``, 1 is the running training loss.
+        signal: observed scores, at least 0.
+
+    Raises:
+        ValueError: a patience below 1; in the stage, a score below 0.
+    """
+    if patience < 1:
+        raise ValueError(f"patience is at least 1, got {patience}")
+
+    def apply(state: TensorDict) -> TensorDict:
+        scores, step = tensor(state, "scores", signal), tensor(state, "scores", "step")
+        refuse_negative(scores, "patient")
+        vain, before = tensor(state, "scores", "vain"), tensor(state, "scores", "before")
+        counted = vain + (scores >= before).to(vain.dtype)
+        counted = torch.where(scores > above, counted, torch.zeros_like(vain))
+        vain = torch.where(step > tensor(state, "scores", "counted"), counted, vain)
+        place(state, ("scores", "patient"), torch.where(vain < patience, scores, 0.0))
+        place(state, ("scores", "vain"), vain)
+        place(state, ("scores", "before"), scores.clone())
+        place(state, ("scores", "counted"), step.clone())
+        return state
+
+    def init(state: TensorDict) -> TensorDict:
+        ensure_scores(state, "patient", num_examples)
+        ensure(state, ("scores", "vain"), torch.zeros(num_examples, dtype=torch.int32))
+        ensure(state, ("scores", "before"), torch.full((num_examples,), torch.inf))
+        ensure(state, ("scores", "counted"), torch.full((num_examples,), -1, dtype=torch.int32))
+        return state
+
+    kept = {("scores", name) for name in ("vain", "before", "counted")}
+    return Stage(
+        name="rank by patient",
+        reads={("scores", signal), ("scores", "step"), *kept},
+        writes={("scores", "patient"), *kept},
+        apply=apply,
+        init=init,
+        provides={("scores", "patient"), *kept},
     )

@@ -32,6 +32,7 @@ from attent.pipeline import (
     full,
     hard,
     incremental,
+    patient,
     random,
     reducible,
     run,
@@ -370,3 +371,20 @@ def paced_reducible(setting: Setting) -> Built:
         rank=reducible(values),
     )
     return Built(tick=graph, task=world.task, source=world.source, before=before)
+
+
+@arm
+def patient_adaptive(setting: Setting) -> Built:
+    """`concentrated_short_end`, which lets go of what was looked at in vain four times."""
+    world = setting.world
+    graph = attent_paced(
+        world.source,
+        train=setting.train(observe="relative_loss"),
+        epochs=setting.epochs(),
+        last=0.05,
+        rule=concentrated(blended(hard(), 0.3), 0.15, 0.9),
+        signal="patient",
+        rank=patient(len(world.source), patience=4),
+        accounting=setting.accounting,
+    )
+    return Built(tick=graph, task=world.task, source=world.source)

@@ -2,8 +2,19 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 
-from attent.pipeline import aged, hard, initialize, rank, reducible, run, select
+from attent.pipeline import (
+    aged,
+    bare_state,
+    hard,
+    initialize,
+    patient,
+    rank,
+    reducible,
+    run,
+    select,
+)
 
 
 @pytest.fixture
@@ -61,3 +72,47 @@ def test_what_was_not_looked_at_for_long_counts_more(state):
     )
     with pytest.raises(ValueError, match="at least 0"):
         aged(10, bonus=-1)
+
+
+def of_four(losses: list[float]) -> TensorDict:
+    """A state of four examples."""
+    state = bare_state(4)
+    state["scores", "loss"] = torch.tensor(losses)
+    state["scores", "step"] = torch.zeros(4, dtype=torch.int32)
+    return state
+
+
+def test_what_stays_high_look_after_look_is_let_go_until_it_falls():
+    """Four examples: learned, unlearnable, slowly learned, seldom looked at."""
+    looks = [
+        # losses as multiples of the running one, and whether each was looked at
+        ([1.5, 3.0, 3.0, 3.0], [1, 1, 1, 1]),
+        ([0.9, 3.1, 2.5, 3.0], [1, 1, 1, 0]),
+        ([0.8, 3.0, 2.6, 3.0], [1, 1, 1, 0]),
+        ([0.8, 3.0, 2.0, 3.0], [1, 1, 1, 0]),
+        ([0.8, 3.2, 1.9, 3.0], [1, 1, 1, 1]),
+        ([0.8, 1.0, 1.8, 3.0], [1, 1, 1, 1]),
+    ]
+    stage = patient(4, patience=2, signal="loss")
+    state = initialize(stage, of_four(looks[0][0]))
+    let_go = []
+    for step, (losses, looked) in enumerate(looks):
+        state["scores", "loss"] = torch.tensor(losses)
+        seen = torch.tensor(looked).bool()
+        state["scores", "step"] = torch.where(seen, step, state["scores", "step"])
+        state = run(stage, state)
+        let_go.append((state["scores", "patient"] == 0).nonzero().squeeze(1).tolist())
+        kept = state["scores", "patient"] != 0
+        assert torch.equal(state["scores", "patient"][kept], state["scores", "loss"][kept])
+    # The second is no lower at its second and fourth look (3.0 after 3.1 is), the fourth at the
+    # two that it had besides its first; the third once. One that is low is taken back.
+    assert let_go == [[], [], [], [1], [1], [3]]
+    assert state["scores", "vain"].tolist() == [0, 0, 1, 2]
+
+
+def test_a_patience_of_nothing_and_scores_below_nothing_are_refused():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        patient(4, patience=0)
+    stage = patient(4, patience=1, signal="loss")
+    with pytest.raises(ValueError, match="patient"):
+        run(stage, initialize(stage, of_four([1.0, -1.0, 1.0, 1.0])))

@@ -153,6 +153,7 @@ STAGES = {
     ),
     "reducible": lambda: _ready(lambda t, s: ap.reducible(torch.arange(len(s)) / 3)),
     "aged": lambda: _ready(lambda t, s: ap.aged(len(s), bonus=0.5)),
+    "patient": lambda: _ready(lambda t, s: ap.patient(len(s), patience=2, signal="loss")),
     "attent_complex": lambda: _recipe(
         lambda t, s, trainer, measure: ap.attent_complex(
             t, s, train=trainer, epochs=12, cycles=2, evaluate=measure
