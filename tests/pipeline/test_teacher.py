@@ -24,6 +24,7 @@ from attent.pipeline import (
     hard,
     infobatch,
     initial_state,
+    patient,
     random,
     rank,
     sgd,
@@ -159,12 +160,19 @@ def test_a_rule_that_needs_no_scores_and_plain_training():
     assert taught(Teacher(N, plan=full_plan(N, EPOCHS), seed=4))[0] == batches
 
 
-def test_scores_made_of_others():
-    options = {"signal": "aged", "rank": aged(N, bonus=2.0)}
-    batches, _, state = piped(attent_paced, "loss", **options)
+@pytest.mark.parametrize(
+    ("signal", "observed", "stage"),
+    [
+        ("aged", "loss", aged(N, bonus=2.0)),
+        ("patient", "relative_loss", patient(N, patience=1)),  # it keeps entries of its own
+    ],
+)
+def test_scores_made_of_others(signal, observed, stage):
+    options = {"signal": signal, "rank": stage}
+    batches, _, state = piped(attent_paced, observed, **options)
     teacher = Teacher(N, budget=EPOCHS * N, seed=4, **options)
     assert taught(teacher)[0] == batches
-    assert torch.equal(teacher.scores, state["scores", "aged"])
+    assert torch.equal(teacher.scores, state["scores", signal])
     assert taught(Teacher(N, budget=EPOCHS * N, seed=4))[0] != batches
 
 
