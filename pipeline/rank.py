@@ -124,11 +124,11 @@ def patient(
     **Cost.** Three numbers an example; no forward.
 
     **When it pays.** Wrong labels: their losses stay high however often they are trained on. With
-    one label in ten wrong, `attent_adaptive` was worse than plain training without it, and better
-    with 4 (trials on three seeds; ``patient_adaptive`` in benchmarks/proof/arms.py).
+    one label in ten wrong, `attent_adaptive` is worse than plain training without it, and no worse
+    with a patience of 4 (docs/proof.md).
 
-    **When it fails.** What is learned slowly is given up as well: in the same trials rare classes
-    of a long tail lost, and new classes at a small budget.
+    **When it fails.** What is learned slowly is given up as well: in trials rare classes of a long
+    tail lost, and new classes at a small budget.
 
     Args:
         num_examples: N.
