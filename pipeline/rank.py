@@ -127,8 +127,8 @@ def patient(
     one label in ten wrong, `attent_adaptive` is worse than plain training without it, and no worse
     with a patience of 4 (docs/proof.md).
 
-    **When it fails.** What is learned slowly is given up as well: in trials rare classes of a long
-    tail lost, and new classes at a small budget.
+    **When it fails.** What is learned slowly is given up as well: on a long tail part of the gain
+    is lost (docs/proof.md), in trials of new classes at a small budget, too.
 
     Args:
         num_examples: N.
