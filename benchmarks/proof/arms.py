@@ -20,6 +20,7 @@ from attent.pipeline import (
     Phase,
     Plan,
     Rule,
+    Stage,
     attent_adaptive,
     attent_complex,
     attent_online,
@@ -73,6 +74,7 @@ def paced(
     ratio: Schedule | None = None,
     first: int = 1,
     last: float = 0.125,
+    rank: tuple[str, Callable[[Setting], Stage]] | None = None,
     **task_options: Callable[[Setting], Any],
 ) -> Arm:
     """`attent_paced` with a rule, as an arm.
@@ -83,6 +85,8 @@ def paced(
         ratio: of `paced_plan`, as ``first`` and ``last`` are.
         first: full epochs before the first selection.
         last: share of the budget on everything at the end.
+        rank: the scores that are selected by in place of the signal, and what makes the stage that
+            writes them.
         task_options: of the world's task, functions of the setting.
     """
 
@@ -100,7 +104,8 @@ def paced(
             first=first,
             last=last,
             rule=chosen,
-            signal=signal,
+            signal=signal if rank is None else rank[0],
+            rank=None if rank is None else rank[1](setting),
             accounting=setting.accounting,
         )
         return Built(tick=graph, task=task, source=world.source, dearer=dearer)
@@ -175,6 +180,12 @@ ARMS |= {
     "concentrated_norm": adaptive(0.3, signal="grad_norm"),
     "concentrated_end": adaptive(0.3, last=0.3),
     "concentrated_short_end": adaptive(0.3, last=0.05),
+    # It lets go of what was looked at in vain four times.
+    "patient_adaptive": adaptive(
+        0.3,
+        last=0.05,
+        rank=("patient", lambda s: patient(len(s.world.source), patience=4)),
+    ),
     "concentrated_late": adaptive(0.3, first=3),
     "concentrated_wide": adaptive(0.3, smallest=0.4),
     "concentrated_soft": paced(concentrated(soft(), 0.15, 0.9), signal="relative_loss"),
@@ -371,20 +382,3 @@ def paced_reducible(setting: Setting) -> Built:
         rank=reducible(values),
     )
     return Built(tick=graph, task=world.task, source=world.source, before=before)
-
-
-@arm
-def patient_adaptive(setting: Setting) -> Built:
-    """`concentrated_short_end`, which lets go of what was looked at in vain four times."""
-    world = setting.world
-    graph = attent_paced(
-        world.source,
-        train=setting.train(observe="relative_loss"),
-        epochs=setting.epochs(),
-        last=0.05,
-        rule=concentrated(blended(hard(), 0.3), 0.15, 0.9),
-        signal="patient",
-        rank=patient(len(world.source), patience=4),
-        accounting=setting.accounting,
-    )
-    return Built(tick=graph, task=world.task, source=world.source)
