@@ -11,6 +11,7 @@ from attent.pipeline import rules, schedules
 from attent.pipeline.combinators import sequence, when
 from attent.pipeline.plan import TRAIN_COST, Plan, in_tokens
 from attent.pipeline.plans import complex_plan, full_plan, paced_plan, simple_plan
+from attent.pipeline.rank import patient
 from attent.pipeline.refined import blended
 from attent.pipeline.rescaled import concentrated
 from attent.pipeline.reschedule import reschedule
@@ -215,6 +216,7 @@ def attent_adaptive(
     explore: float = 0.3,
     smallest: float = 0.15,
     largest: float = 0.9,
+    patience: int | None = None,
     signal: str = "relative_loss",
     accounting: Budget = "examples",
     evaluate: Stage | None = None,
@@ -231,7 +233,7 @@ def attent_adaptive(
     on from a model that knows most of it, rare classes, near copies. docs/proof.md has figures.
 
     **When it fails.** From scratch on balanced data it did not reach plain training's quality with
-    less; wrong labels have the highest losses.
+    less; wrong labels have the highest losses: give it patience.
 
     Args:
         source: the training examples.
@@ -242,6 +244,8 @@ def attent_adaptive(
         explore: share of the selected that is drawn from the rest, in (0, 1).
         smallest: the least ratio, in (0, 1].
         largest: the greatest, in [smallest, 1].
+        patience: after so many looks in vain an example is chosen at random if at all; see
+            `patient`, which says when it pays. None for none.
         signal: by which is selected, observed.
         accounting: ``examples`` (``passes`` is the same here) or ``tokens``.
         evaluate: an evaluation stage.
@@ -249,8 +253,13 @@ def attent_adaptive(
 
     Raises:
         PlanError: nothing of the budget is left to select in.
-        ValueError: nobody writes the scores; none are observed before the first selection.
+        ValueError: nobody writes the scores; none are observed before the first selection; a
+            patience below 1.
     """
+    ranked = None
+    if patience is not None:
+        _must_observe(train, signal)
+        ranked = patient(len(source), patience=patience, signal=signal)
     return attent_paced(
         source,
         train=train,
@@ -258,7 +267,8 @@ def attent_adaptive(
         first=first,
         last=last,
         rule=concentrated(blended(rules.hard(), explore), smallest, largest),
-        signal=signal,
+        signal=signal if ranked is None else "patient",
+        rank=ranked,
         accounting=accounting,
         evaluate=evaluate,
         eval_every=eval_every,

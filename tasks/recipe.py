@@ -109,7 +109,13 @@ def recipe_of(
     if config.method == "full":
         return full(source, **shared)
     if config.method == "attent_adaptive":
-        return attent_adaptive(source, first=config.first_epochs, last=config.end_share, **shared)
+        return attent_adaptive(
+            source,
+            first=config.first_epochs,
+            last=config.end_share,
+            patience=config.patience,
+            **shared,
+        )
     shared["rule"] = rule_of(config)
     if config.method == "attent_paced":
         return attent_paced(

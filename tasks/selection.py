@@ -47,6 +47,9 @@ class SelectionConfig:
             attent_adaptive.
         last_share: share of the budget at whose end attent_paced and attent_adaptive train on
             everything, in [0, 1); null for the method's own: 0.125, of attent_adaptive 0.05.
+        patience: of attent_adaptive: an example whose loss stays above the running training loss
+            for so many looks, at least 1, without falling is chosen at random if at all, for data
+            with wrong labels (4 was measured: docs/proof.md); null for none.
         initial_interval: passes over the subset in the first cycle, at least 1.
         max_interval: passes over the subset in the last cycle (interval_schedule incremental).
         interval_schedule: fixed, or incremental up to max_interval.
@@ -81,6 +84,7 @@ class SelectionConfig:
     ratio_schedule: Literal["cosine", "incremental"] = "cosine"
     first_epochs: int = 1
     last_share: float | None = None
+    patience: int | None = None
     initial_interval: int = 5
     max_interval: int = 10
     interval_schedule: Literal["fixed", "incremental"] = "fixed"
@@ -147,6 +151,7 @@ def check_selection(config: Any) -> None:
         need(config, name, lambda v: v >= 1, "at least 1")
     need(config, "first_epochs", lambda v: v >= 0, "at least 0")
     need(config, "last_share", lambda v: v is None or 0 <= v < 1, "in [0, 1)")
+    need(config, "patience", lambda v: v is None or v >= 1, "at least 1")
     need(config, "gumbel_temperature", lambda v: 0 < v < float("inf"), "above 0")
     if config.interval_schedule == "incremental" and config.max_interval < config.initial_interval:
         raise ConfigError(
@@ -191,7 +196,7 @@ _LOOKED_AT: dict[Method, tuple[str, ...]] = {
     "attent_complex": (*_CYCLES, *_RATIOS, "first_epochs", *_SCORES),
     "attent_simple": ("attent_ratio", "reselect", *_SCORES),
     "attent_paced": (*_RATIOS, "first_epochs", "last_share", *_SCORES),
-    "attent_adaptive": ("first_epochs", "last_share", "scores"),
+    "attent_adaptive": ("first_epochs", "last_share", "patience", "scores"),
     "full": (),
 }
 """Of the options that not every method looks at, those that one does."""

@@ -9,6 +9,7 @@ import torch
 from attent.pipeline import (
     Observer,
     Selections,
+    TensorSource,
     aged,
     attent_adaptive,
     attent_paced,
@@ -18,6 +19,7 @@ from attent.pipeline import (
     fit,
     hard,
     initial_state,
+    patient,
     random,
 )
 from tests.tiny import TinyTask, tiny_source, tiny_train
@@ -35,8 +37,8 @@ class Selected(Observer):
             self.passes.setdefault(number, (float(state["plan", "ratio"]), state["mask"].clone()))
 
 
-def ran(rule=None, *, epochs=4, observe=True, **options):
-    task, source = TinyTask(), tiny_source()
+def ran(rule=None, *, epochs=4, observe=True, source=None, **options):
+    task, source = TinyTask(), source or tiny_source()
     trainer = tiny_train(task, source, steps=2, observe=observe)
     tick = attent_paced(source, train=trainer, epochs=epochs, rule=rule, **options)
     seen = Selected()
@@ -105,3 +107,35 @@ def test_the_adaptive_recipe_is_the_paced_one_with_a_ratio_that_the_losses_decid
     assert len(sizes) > 2  # the losses decide, not the schedule
     with pytest.raises(ValueError, match="relative_loss"):
         attent_adaptive(source, train=tiny_train(task, source, observe=True), epochs=6)
+
+
+def test_the_adaptive_recipe_with_patience_is_the_paced_one_ranked_by_it():
+    x, y = tiny_source().fields["x"], tiny_source().fields["y"].clone()
+    y[:3] *= -1  # as wrong labels are
+    source = TensorSource({"x": x, "y": y})
+    rule = concentrated(blended(hard(), 0.3), 0.15, 0.9)
+    passes = {}
+    for patience in (None, 1, 10**6):
+        seen, task = Selected(), TinyTask()
+        trainer = tiny_train(task, source, steps=2, observe="relative_loss")
+        tick = attent_adaptive(source, train=trainer, epochs=12, patience=patience)
+        fit(tick, initial_state(task, source, seed=3), observers=[seen])
+        passes[patience] = [mask.tolist() for _, mask in seen.passes.values()]
+    _, ranked = ran(
+        rule,
+        epochs=12,
+        source=source,
+        observe="relative_loss",
+        signal="patient",
+        rank=patient(len(source), patience=1),
+        last=0.05,
+    )
+    assert passes[1] == [mask.tolist() for _, mask in ranked.passes.values()] != passes[None]
+    assert passes[10**6] == passes[None]  # nobody looks so often
+    wrong = {key: [mask[:3] for mask in masks[1:-1]] for key, masks in passes.items()}
+    assert np.mean(wrong[1]) < np.mean(wrong[None])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        attent_adaptive(source, train=trainer, epochs=6, patience=0)
+    unseen = tiny_train(task, source, observe=True)
+    with pytest.raises(ValueError, match="does not observe relative_loss"):
+        attent_adaptive(source, train=unseen, epochs=6, patience=4)

@@ -136,6 +136,11 @@ STAGES = {
         lambda t, s, trainer, measure: ap.attent_adaptive(s, train=trainer, epochs=3),
         observe="relative_loss",
     ),
+    "attent_adaptive with patience": lambda: _recipe(
+        lambda t, s, trainer, measure: ap.attent_adaptive(s, train=trainer, epochs=3, patience=2),
+        "select_due",
+        observe="relative_loss",
+    ),
     "attent_paced ranked": lambda: _recipe(
         lambda t, s, trainer, measure: ap.attent_paced(
             s, train=trainer, epochs=3, signal="aged", rank=ap.aged(len(s), bonus=1.0)

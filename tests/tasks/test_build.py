@@ -182,7 +182,11 @@ def test_the_adaptive_method_has_a_signal_an_end_and_a_ratio_of_its_own(npz):
     assert built.signal == "relative_loss"
     (rule,) = [stage.note for _, stage in walk(built.tick) if stage.name == "select"]
     assert rule == "hard, 0.3 at random at 0.15 to 0.9 by concentration"
-    other = build_classify(config_of(npz(), epochs=8, method="attent_adaptive", last_share=0.5))
+    assert "rank by patient" not in {stage.name for _, stage in walk(built.tick)}
+    other = build_classify(
+        config_of(npz(), epochs=8, method="attent_adaptive", last_share=0.5, patience=4)
+    )
+    assert "rank by patient" in {stage.name for _, stage in walk(other.tick)}
     assert other.plan.phases[1].until == 0.5
     assert build_classify(config_of(npz(), epochs=8, method="attent_paced")).plan.phases[
         1
