@@ -21,6 +21,7 @@ from attent.pipeline import (
     Plan,
     Rule,
     Stage,
+    aged,
     attent_adaptive,
     attent_complex,
     attent_online,
@@ -185,6 +186,12 @@ ARMS |= {
         0.3,
         last=0.05,
         rank=("patient", lambda s: patient(len(s.world.source), patience=4)),
+    ),
+    # What was not looked at for the whole run counts twice.
+    "concentrated_aged": adaptive(
+        0.3,
+        last=0.05,
+        rank=("aged", lambda s: aged(len(s.world.source), bonus=1.0, signal="relative_loss")),
     ),
     "concentrated_late": adaptive(0.3, first=3),
     "concentrated_wide": adaptive(0.3, smallest=0.4),
