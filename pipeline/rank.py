@@ -128,7 +128,7 @@ def patient(
     with a patience of 4 (docs/proof.md).
 
     **When it fails.** What is learned slowly is given up as well: on a long tail part of the gain
-    is lost (docs/proof.md), in trials of new classes at a small budget, too.
+    is lost (docs/proof.md).
 
     Args:
         num_examples: N.

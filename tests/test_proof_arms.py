@@ -1,5 +1,7 @@
 """Every arm of the proof spends its budget, no more, and says what on."""
 
+import dataclasses
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -85,4 +87,6 @@ def test_what_scoring_models_cost_is_counted(world_of):
 
 def test_a_rare_example_is_told_from_others(world_of):
     record = record_of(world_of(), "full", budget=1.0, lr=3e-3)
-    assert record["extra"]["rare_share"] == pytest.approx(48 / 96)
+    assert record["extra"]["rare_share"] == pytest.approx(12 / 96)  # one class of three
+    even = dataclasses.replace(world_of(), labels=torch.arange(96) % 3)
+    assert "rare_share" not in record_of(even, "full", budget=0.1, lr=3e-3)["extra"]

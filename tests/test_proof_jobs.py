@@ -458,10 +458,13 @@ def test_the_report_says_what_the_records_say(reported):
     assert not rows["0.6", "random"][5].endswith(("better", "worse"))
     assert rows["0.8", "good"][7].startswith("yes")
     assert rows["0.4", "random"][7].startswith("no")
-    assert rows["0.4", "harmful"][11] == "9, 1 failed"
+    assert 0.8 < float(rows["0.4", "full"][8]) < 1  # the power of that
+    assert rows["1", "full"][8] == ""
+    assert rows["0.4", "harmful"][12] == "9, 1 failed"
+    assert "For other images than these good is against full at the same budget" in page
     assert "| claim | harmful | 0.4 | 0.003 | 103 | ValueError: a \\| b |" in page
     assert "Spent over 1 % more than their budget: thirsty at 0.4: 0.420" in page
-    assert "| harmful | not reached | not reached | not reached | 0 % | 9 |" in page
+    assert "| harmful | over 0.80 | not reached | not reached | 0 % | 9 |" in page
     assert "| digits | good |" in table
     for name in ("digits", "savings"):
         assert (docs / "proof" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

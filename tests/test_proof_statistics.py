@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 from scipy.optimize import isotonic_regression
 from scipy.stats import permutation_test
 
@@ -90,6 +91,17 @@ def test_budget_saved_by_hand():
     assert better.needed.value == 0.5
 
 
+def test_an_unlucky_end_of_full_lowers_no_aim():
+    # Full at 1 came out below full at 0.8: what it can do is the mean of both, 89, and the arm,
+    # at 88, is not there. Above full's own end it is.
+    flat = np.zeros(2)
+    full = (np.array([[0.6], [0.8], [1.0]]) + flat, np.array([[86.0], [91], [87]]) + flat)
+    arm = (np.array([[0.5], [0.7]]) + flat, np.array([[80.0], [88]]) + flat)
+    assert statistics.saved(arm, full, 0.5, generator(), 100).needed.value == np.inf
+    assert statistics.saved(arm, full, 1.0, generator(), 100).needed.value == 0.7
+    assert statistics.saved(full, full, 0.0, generator(), 100).needed.value == 0.8
+
+
 def test_what_is_not_reached_in_some_resamples_is_in_the_interval():
     # The arm is above full's end for two seeds of four, and below it for the others.
     full = (np.array([[0.5], [1.0]]) + np.zeros(4), np.array([[80.0], [90]]) + np.zeros(4))
@@ -155,3 +167,29 @@ def test_two_equal_arms_are_called_different_as_rarely_as_p_says():
     rng = generator("null")
     called = [statistics.sign_flip_p(rng.normal(0, 1, 10), rng) < 0.05 for _ in range(1000)]
     assert 25 <= sum(called) <= 75
+
+
+def test_splits_of_one_pool_are_no_independent_draws():
+    # Two differences, 1 and 3: mean 2, variance 2; t of one degree of freedom is 12.706.
+    found = statistics.resplit(np.array([1.0, 3.0]), 0.5)
+    assert found.value == 2
+    assert found.high - 2 == pytest.approx(2 - found.low) == pytest.approx(12.7062 * 2**0.5, 1e-5)
+    # Of a pool that is never shared it is the t interval of the mean.
+    values = np.random.default_rng(3).normal(size=20)
+    t = scipy_stats.ttest_1samp(values, 0.0).confidence_interval()
+    free = statistics.resplit(values, 0.0)
+    assert (free.low, free.high) == pytest.approx((t.low, t.high))
+    assert np.isnan(statistics.resplit(np.array([1.0]), 0.5).low)
+
+
+def test_the_power_of_being_no_worse_is_how_often_equal_arms_pass():
+    rng, margin, passed = np.random.default_rng(5), 0.6, []
+    for _ in range(1000):
+        values = rng.normal(size=14)
+        passed.append(statistics.sign_flip_p(values, rng, above=-margin) < statistics.SURE)
+    spread = rng.normal(size=14)
+    told = statistics.power(spread / spread.std(ddof=1), margin)
+    assert 0.4 < told < 0.9
+    assert np.mean(passed) == pytest.approx(told, abs=0.05)
+    assert statistics.power(np.zeros(5), 0.1) == 1
+    assert np.isnan(statistics.power(np.array([1.0]), 0.1))

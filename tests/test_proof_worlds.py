@@ -19,6 +19,7 @@ from benchmarks.proof import (
     worlds_language,
     worlds_pretrain,
 )
+from benchmarks.proof.worlds import test_to_train as share_tested
 from benchmarks.proof.worlds import world
 
 
@@ -267,3 +268,11 @@ def test_a_classifier_knows_no_new_class(small, monkeypatch):
     batch = first.test.fetch(torch.arange(len(first.test)))
     named = first.task.model.eval()(batch["image"]).argmax(dim=1)
     assert not torch.isin(named, new).any()
+
+
+def test_how_much_is_tested_to_what_is_trained_on_is_as_in_the_worlds():
+    for name in ("digits", "digits_noise", "digits_tail", "digits_grown"):
+        made = world(name, seed=1)
+        different = len(set(made.extra["original"].tolist()))
+        assert share_tested(name) == pytest.approx(len(made.test) / different)
+    assert share_tested("scenes_tail") is None

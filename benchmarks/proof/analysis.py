@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from benchmarks.proof.jobs import Record, cells
 from benchmarks.proof.protocol import World
 from benchmarks.proof.statistics import Estimate, Saved
 from benchmarks.proof.store import Store
+from benchmarks.proof.worlds import test_to_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,17 @@ class Comparison:
         p: of the sign-flip test, corrected for all comparisons of its kind in the world.
         better: the arm's mean is on the better side.
         num_seeds: seeds that both have.
+        power: see `statistics.power`, of the margin; of a test of being no worse.
+        anew: their mean as it may be for examples that are not in the pool, where all seeds split
+            one: see `statistics.resplit`; else None.
     """
 
     difference: Estimate
     p: float
     better: bool
     num_seeds: int
+    power: float
+    anew: Estimate | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +149,8 @@ def _quality(record: Record, world: World) -> float:
 
 
 def _cells(world: World, runs: Runs, good: Runs) -> dict[tuple[str, float], Cell]:
-    short: dict[tuple[str, float], tuple[Estimate, float, int]] = {}
-    full: dict[tuple[str, float], tuple[Estimate, float, int]] = {}
+    short: dict[tuple[str, float], Comparison] = {}
+    full: dict[tuple[str, float], Comparison] = {}
     for (arm, budget), of_cell in good.items():
         for kept, other in ((short, (world.baseline, budget)), (full, (world.baseline, 1.0))):
             if (arm, budget) == other or (arm == world.baseline and kept is short):
@@ -186,8 +192,8 @@ def _compared(
     ours: Mapping[int, Record],
     theirs: Mapping[int, Record],
     above: float | None,
-) -> tuple[Estimate, float, int] | None:
-    """The paired differences' mean and p, not corrected; None with no seed in common."""
+) -> Comparison | None:
+    """The paired differences, p not corrected; None with no seed in common."""
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return None
@@ -195,11 +201,20 @@ def _compared(
     values = np.array([_quality(ours[s], world) - _quality(theirs[s], world) for s in seeds])
     rng = statistics.generator(world.name, *map(str, cell), str(above))
     p = statistics.sign_flip_p(sign * values, rng, above=above)
-    return statistics.mean(values, rng), p, len(seeds)
+    pool = test_to_train(world.name.partition("-")[0])
+    mean = statistics.mean(values, rng)
+    return Comparison(
+        difference=mean,
+        p=p,
+        better=(mean.value > 0) == world.higher_is_better and mean.value != 0,
+        num_seeds=len(seeds),
+        power=statistics.power(values, world.margin),
+        anew=None if pool is None else statistics.resplit(values, pool),
+    )
 
 
 def _corrected(
-    world: World, compared: Mapping[tuple[str, float], tuple[Estimate, float, int]]
+    world: World, compared: Mapping[tuple[str, float], Comparison]
 ) -> dict[tuple[str, float], Comparison]:
     """Holm's correction over the arms at all budgets; the baseline's own are another family."""
     result: dict[tuple[str, float], Comparison] = {}
@@ -207,11 +222,9 @@ def _corrected(
         [cell for cell in compared if cell[0] != world.baseline],
         [cell for cell in compared if cell[0] == world.baseline],
     ):
-        corrected = statistics.holm([compared[cell][1] for cell in family])
+        corrected = statistics.holm([compared[cell].p for cell in family])
         for cell, p in zip(family, corrected, strict=True):
-            difference, _, count = compared[cell]
-            better = (difference.value > 0) == world.higher_is_better and difference.value != 0
-            result[cell] = Comparison(difference=difference, p=p, better=better, num_seeds=count)
+            result[cell] = replace(compared[cell], p=p)
     return result
 
 

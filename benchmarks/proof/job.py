@@ -96,7 +96,11 @@ def _size(world: World) -> int:
 
 
 def _kinds(world: World, source: Source) -> dict[str, torch.Tensor]:
-    """Of which kinds of examples it is told how often they were trained on."""
+    """Of which kinds of examples it is told how often they were trained on.
+
+    Rare are those of the third of the classes with the fewest, where the last of them has less than
+    half as many as the most frequent class.
+    """
     if source is not world.source:
         return {}
     kinds = {}
@@ -104,7 +108,9 @@ def _kinds(world: World, source: Source) -> dict[str, torch.Tensor]:
         kinds["noisy"] = world.extra["noisy"].bool()
     if world.labels is not None:
         counts = torch.bincount(world.labels)
-        kinds["rare"] = counts[world.labels] <= counts.sort().values[len(counts) // 3]
+        most = counts.sort().values[max(1, len(counts) // 3) - 1]
+        if 2 * most < counts.max():
+            kinds["rare"] = counts[world.labels] <= most
     return kinds
 
 

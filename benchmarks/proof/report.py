@@ -14,11 +14,10 @@ from benchmarks.proof.analysis import Cell, Comparison, Findings, analyse
 from benchmarks.proof.campaign import results_file
 from benchmarks.proof.jobs import Record, cells
 from benchmarks.proof.protocol import BASELINE, World
-from benchmarks.proof.statistics import Estimate
+from benchmarks.proof.statistics import SURE, Estimate
 from benchmarks.proof.store import Store
 
 BEGIN, END = "<!-- proof:begin (made by a command, do not edit) -->", "<!-- proof:end -->"
-SURE = 0.05
 FEWEST = 6
 """Seeds of a line in the README: of fewer, no sign-flip test can find a p below `SURE`."""
 
@@ -85,11 +84,13 @@ def _how_to_read(stage: str) -> str:
         f"{kind}In brackets are 95 % bootstrap intervals over seeds, not corrected for the number "
         "of arms. p-values are of sign-flip tests of differences paired by seed, corrected by Holm "
         "over all arms and budgets of the table; *better* and *worse* stand where p < 0.05. "
-        '"Not worse" is one-sided: full at budget 1 is lower than the arm plus the margin. '
-        "Costs are shares of full's: a forward 1, a backward 2, scoring included. `full` below "
-        "budget 1 is the shortened one, its schedule compressed. What an arm needs is read off its "
-        "curve, made to rise (isotonic regression) and straight between budgets, where it meets "
-        "full's mean less the margin; every resample has its own curves and its own aim."
+        '"Not worse" is one-sided: full at budget 1 is lower than the arm plus the margin. Its '
+        "power is the chance of a yes for an arm that is exactly full's equal, at the spread that "
+        "was seen, before that correction. Costs are shares of full's: a forward 1, a backward 2, "
+        "scoring included. `full` below budget 1 is the shortened one, its schedule compressed. "
+        "What an arm needs is read off its curve, made to rise (isotonic regression) and straight "
+        "between budgets, where it meets the end of full's curve less the margin; every resample "
+        "has its own curves and aim."
     )
 
 
@@ -125,6 +126,7 @@ def world_section(findings: Findings) -> str:
 def _saved_table(findings: Findings) -> str:
     if not findings.world.shortens:
         return ""
+    world = findings.world
     order = sorted(findings.saved, key=lambda arm: -findings.saved[arm].against_full.value)
     if not order:
         return "No arm has all its budgets yet: nothing is said of what is saved."
@@ -136,15 +138,13 @@ def _saved_table(findings: Findings) -> str:
     ]
     for arm in order:
         saved = findings.saved[arm]
-        short = (
-            "" if arm == findings.world.baseline else _percent(saved.against_short, saved.at_floor)
-        )
+        needed = _needed(saved.needed, saved.at_floor, world.budgets_of(arm))
+        short = "" if arm == world.baseline else _percent(saved.against_short, saved.at_floor)
         if short and saved.baseline_at_floor:
             short += " (full is there at its smallest budget: perhaps less)"
         lines.append(
-            f"| {_arm(arm, findings)} | {_needed(saved.needed, saved.at_floor)} "
-            f"| {_percent(saved.against_full, saved.at_floor)} | {short} "
-            f"| {100 * saved.reached:.0f} % | {saved.num_seeds} |"
+            f"| {_arm(arm, findings)} | {needed} | {_percent(saved.against_full, saved.at_floor)} "
+            f"| {short} | {100 * saved.reached:.0f} % | {saved.num_seeds} |"
         )
     return "\n".join(lines)
 
@@ -155,8 +155,8 @@ def _budget_table(findings: Findings) -> str:
     lines = [
         "**Quality at equal budget**\n",
         f"| budget | arm | {_unit(world)} | against full at the same budget | p |"
-        f" against full at 1 | not worse (p) |{also} spent | CPU s | runs |",
-        "|---|---|---|---|---|---|---|" + "---|" * len(world.also) + "---|---|---|",
+        f" against full at 1 | not worse (p) | power |{also} spent | CPU s | runs |",
+        "|---|---|---|---|---|---|---|---|" + "---|" * len(world.also) + "---|---|---|",
     ]
     order = sorted(findings.cells.values(), key=lambda c: (c.budget, c.arm != world.baseline))
     for cell in order:
@@ -167,10 +167,27 @@ def _budget_table(findings: Findings) -> str:
         lines.append(
             f"| {cell.budget:g} | {_arm(cell.arm, findings)} | {_quality(world, cell.quality)} "
             f"| {_difference(world, cell.against_short)} | {_verdict(cell.against_short)} "
-            f"| {_difference(world, cell.against_full)} | {_not_worse(cell)} |{also} "
-            f"{cell.units:.3f} | {cell.cpu_seconds:.1f} | {cell.num_seeds}{failed} |"
+            f"| {_difference(world, cell.against_full)} | {_not_worse(cell)} | {_power(cell)} "
+            f"|{also} {cell.units:.3f} | {cell.cpu_seconds:.1f} | {cell.num_seeds}{failed} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_anew(findings)])
+
+
+def _anew(findings: Findings) -> list[str]:
+    """What the headline's differences may be for examples that are in no seed's splits."""
+    world = findings.world
+    said = [
+        f"{_bracketed(it.anew, lambda v: _scaled(world, v, signed=True))} at {cell.budget:g}"
+        for cell in findings.cells.values()
+        if cell.arm == world.headline and (it := cell.against_short) and it.anew is not None
+    ]
+    if not said:
+        return []
+    return [
+        f"\nEvery seed splits the same pool anew. For other images than these {world.headline} is "
+        f"against full at the same budget, by the variance of Nadeau and Bengio (2003): "
+        f"{'; '.join(said)}."
+    ]
 
 
 def _rates_table(findings: Findings) -> str:
@@ -229,8 +246,9 @@ def readme_tables(all_findings: Sequence[Findings]) -> str:
 def _whole_in_short(all_findings: Sequence[Findings]) -> str:
     """Of worlds whose arms are run at budget 1: each against full there."""
     lines = [
-        "| data | arm | measured | full | arm less full, at budget 1 | p | not worse | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | arm | measured | full | arm less full, at budget 1 | p | not worse | power "
+        "| seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for findings in all_findings:
         world = findings.world
@@ -243,7 +261,7 @@ def _whole_in_short(all_findings: Sequence[Findings]) -> str:
             lines.append(
                 f"| {_data(world)} | {cell.arm} | {_unit(world)} | {_quality(world, full.quality)} "
                 f"| {_difference(world, cell.against_short)} | {_verdict(cell.against_short)} "
-                f"| {_not_worse(cell)} | {cell.against_short.num_seeds} |"
+                f"| {_not_worse(cell)} | {_power(cell)} | {cell.against_short.num_seeds} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -251,9 +269,9 @@ def _whole_in_short(all_findings: Sequence[Findings]) -> str:
 def _saved_in_short(all_findings: Sequence[Findings]) -> str:
     """What the headline arm of a world saves; of worlds without one, the best, said so."""
     lines = [
-        "| data | arm | full | needs of full's budget | saved | full, shortened, saves "
+        "| data | arm | run at | full | needs of full's budget | saved | full, shortened, saves "
         "| saved against it |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for findings in all_findings:
         world = findings.world
@@ -267,11 +285,13 @@ def _saved_in_short(all_findings: Sequence[Findings]) -> str:
         it = saved[arm]
         if it.num_seeds < FEWEST:
             continue
+        budgets = world.budgets_of(arm)
         # Seeds of which the arm has all runs are seeds of which full has: it is there too.
         by_full = findings.saved[world.baseline].against_full
         lines.append(
-            f"| {_data(world)} | {arm}{note} | {_quality(world, full.quality)} "
-            f"| {_needed(it.needed, it.at_floor)} | {_percent(it.against_full, it.at_floor)} "
+            f"| {_data(world)} | {arm}{note} | {', '.join(f'{budget:g}' for budget in budgets)} "
+            f"| {_quality(world, full.quality)} | {_needed(it.needed, it.at_floor, budgets)} "
+            f"| {_percent(it.against_full, it.at_floor)} "
             f"| {_percent(by_full, it.baseline_at_floor)} "
             f"| {_percent(it.against_short, it.at_floor)} |"
         )
@@ -328,6 +348,12 @@ def _not_worse(cell: Cell) -> str:
     return f"{'yes' if p < SURE else 'no'} ({_p(p)})"
 
 
+def _power(cell: Cell) -> str:
+    if cell.against_full is None or math.isnan(cell.against_full.power):
+        return ""
+    return f"{cell.against_full.power:.2f}"
+
+
 def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
@@ -337,17 +363,26 @@ def _percent(estimate: Estimate, at_floor: bool) -> str:
     return _reached(estimate, "at least " * at_floor, lambda v: f"{100 * v:.0f}", " %")
 
 
-def _needed(estimate: Estimate, at_floor: bool) -> str:
-    """A share of the budget."""
-    return _reached(estimate, "at most " * at_floor, lambda v: f"{v:.2f}")
+def _needed(estimate: Estimate, at_floor: bool, budgets: Sequence[float]) -> str:
+    """A share of the budget; where it is not reached, that it is over the largest that was run."""
+    never = "not reached" if max(budgets) >= 1 else f"over {max(budgets):.2f}"
+    return _reached(estimate, "at most " * at_floor, lambda v: f"{v:.2f}", never=never)
 
 
-def _reached(estimate: Estimate, more: str, form: Callable[[float], str], unit: str = "") -> str:
+def _reached(
+    estimate: Estimate,
+    more: str,
+    form: Callable[[float], str],
+    unit: str = "",
+    never: str = "not reached",
+) -> str:
     """An estimate; it, or an end, at which full's quality is not reached is said to be so."""
     if not math.isfinite(estimate.value):
-        return "not reached"
+        return never
+    if more and estimate.low == estimate.high:  # at the least that was run in all resamples
+        return f"{more}{form(estimate.value)}{unit}"
 
     def say(value: float) -> str:
-        return form(value) if math.isfinite(value) else "not reached"
+        return form(value) if math.isfinite(value) else never
 
     return f"{more}{_bracketed(estimate, say)}{unit}"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 
+from .splits import long_tail
 from .world import World
+from .worlds_grown import ENDING, KNOWN, grown_world
+from .worlds_grown import GROWN as KINDS_GROWN
 from .worlds_grown import NAMES as GROWN
-from .worlds_grown import grown_world
+from .worlds_images import DIGITS, NUM_CLASSES, RATIO, image_world
 from .worlds_images import NAMES as IMAGES
-from .worlds_images import image_world
 from .worlds_language import NAME as LANGUAGE
 from .worlds_language import language_world
 from .worlds_pretrain import NAME as PRETRAIN
@@ -46,3 +48,24 @@ def world(name: str, seed: int, *, size: int | None = None) -> World:
     if name in GROWN:
         return grown_world(name, seed, size=size)
     return image_world(name, seed, size=size)
+
+
+def test_to_train(name: str) -> float | None:
+    """Test examples to different training examples, where every seed splits all there is anew.
+
+    So it is with the digits: there are 5,000, and two seeds share most of what they train on. None
+    of the other worlds, whose pools are many times what a seed takes.
+
+    Args:
+        name: of `NAMES`.
+    """
+    kind, _, form = name.partition("_")
+    if kind != "digits":
+        return None
+    trained = [DIGITS.train] * NUM_CLASSES
+    if form == "tail":
+        trained = [min(n, DIGITS.train) for n in long_tail(DIGITS.largest, RATIO, NUM_CLASSES, 0)]
+    elif f"_{form}" == ENDING:
+        grown = KINDS_GROWN[kind]
+        trained = [grown.known] * KNOWN + [grown.new] * (NUM_CLASSES - KNOWN)
+    return NUM_CLASSES * DIGITS.test / sum(trained)
