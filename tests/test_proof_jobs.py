@@ -98,6 +98,9 @@ def world(folder: Path, text: str = SMALL) -> World:
         ("claim_seeds: 100-101", "claim_seeds: few", r"a list of seeds or a range"),
         ("margin: 0.005", "margin: 0", r"lrs and margin are above 0"),
         ("worlds:", "world:", r"a mapping with 'worlds'"),
+        ("worlds:", "readme: {digit: [good]}\nworlds:", r"readme: unknown field 'digit': did you"),
+        ("worlds:", "readme: {digits: [best]}\nworlds:", r"readme\.digits: \['best'\] are none of"),
+        ("worlds:", "readme: [good]\nworlds:", r"readme: world: \[arms\] is expected"),
     ],
 )
 def test_a_wrong_protocol_is_refused_with_its_place(tmp_path, old, new, message):
@@ -174,27 +177,40 @@ def test_arms_at_the_whole_budget_are_compared_and_said_to_save_nothing(tmp_path
     against = found.cells["good", 1.0].against_short
     assert against is not None
     assert against.difference.value == pytest.approx(0.012, abs=0.003)
-    tables = report.write({"digits": there}, tmp_path / "results", tmp_path)
+    shown = {"digits": ["good", "harmful"]}
+    table = report.write({"digits": there}, tmp_path / "results", tmp_path, readme=shown)
     page = (tmp_path / "proof.md").read_text()
     assert "Quality at equal budget" in page
     assert "Budget saved at full's quality" not in page
     assert ".png" not in page
-    head, _, *rows = tables.splitlines()
-    assert "at budget 1" in head
+    short = page[page.index("### In short") : page.index("### digits")].strip().splitlines()
+    assert "at budget 1" in short[2]
+    rows = short[4:]
     assert [row.split(" | ")[1] for row in rows] == ["random", "good", "harmful", "thirsty"]
     assert " better | yes (" in rows[1]
     assert " worse | no (" in rows[2]
     assert all(row.endswith(" | 10 |") for row in rows)
+    _, _, good, harmful = table.splitlines()
+    assert good.startswith("| digits | good | 1 | ")
+    assert "] better | yes (" in good
+    assert harmful.startswith("| digits | harmful | 1 | ")
+    assert "] worse | no (" in harmful
+    assert "; power " in harmful
+    assert harmful.endswith(") |  |  |")  # it is not run shorter
 
 
-@pytest.mark.parametrize(("last", "lines"), [(104, 0), (105, 2)])
+@pytest.mark.parametrize(("last", "lines"), [(104, 0), (105, 1)])
 def test_a_line_in_the_readme_has_seeds_enough_for_a_test(tmp_path, last, lines):
     text = PROTOCOL.replace("100-109", f"100-{last}").replace("[0.4, 0.6, 0.8]", "[0.4, 1.0]")
     there = world(tmp_path, text.replace("[0.4, 0.6, 0.8, 1.0]", "[0.4, 1.0]"))
     claimed(tmp_path, there)
-    tables = report.write({"digits": there}, tmp_path / "results", tmp_path)
-    assert tables.count("| digits | good |") == lines
-    assert tables.count("| digits | harmful |") == lines // 2  # what is saved is of the headline
+    table = report.write({"digits": there}, tmp_path / "results", tmp_path)
+    assert table.count("| digits | good |") == lines
+    assert "| harmful |" not in table  # it is not the headline
+    page = (tmp_path / "proof.md").read_text()
+    short = page.partition("### digits")[0]
+    assert short.count("| digits | good |") == 2 * lines  # what is saved, and at the whole budget
+    assert short.count("| digits | harmful |") == lines
 
 
 def test_a_part_of_a_world_is_run_in_that_world(monkeypatch):

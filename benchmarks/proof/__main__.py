@@ -145,9 +145,9 @@ def _report(
             raise ValueError("give --docs: docs/ is for the whole claim")
         docs = HERE.parent.parent / "docs"
     kept: Mapping[str, Any] = {name: protocol.worlds[name] for name in worlds}
-    tables = write(kept, chosen.results, docs, chosen.stage, chosen.arms)
+    table = write(kept, chosen.results, docs, chosen.stage, chosen.arms, protocol.readme)
     console.print(f"Written: {docs / 'proof.md'} and {docs / 'proof'}/", soft_wrap=True)
-    sys.stdout.write(tables)
+    sys.stdout.write(table)
 
 
 if __name__ == "__main__":

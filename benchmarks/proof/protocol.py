@@ -14,7 +14,7 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,18 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """All worlds, by name, and the file they were read from."""
+    """All worlds, by name, and the file they were read from.
+
+    Args:
+        path: the file.
+        worlds: by name.
+        readme: the arms that the README's short table has a line of, by world; of a world that is
+            not named, none. It is no part of a world's hash.
+    """
 
     path: Path
     worlds: Mapping[str, World]
+    readme: Mapping[str, Sequence[str]]
 
 
 class _Loader(yaml.SafeLoader):
@@ -137,7 +145,8 @@ def load(path: Path) -> Protocol:
     except (ProtocolError, yaml.YAMLError) as error:
         raise ProtocolError(f"{path}: {error}") from error
     try:
-        return Protocol(path=path, worlds=_worlds(given))
+        worlds = _worlds(given)
+        return Protocol(path=path, worlds=worlds, readme=_readme(given, worlds))
     except ProtocolError as error:
         raise ProtocolError(f"{path}: {error}") from None
 
@@ -145,7 +154,7 @@ def load(path: Path) -> Protocol:
 def _worlds(given: Any) -> dict[str, World]:
     if not isinstance(given, dict) or not isinstance(given.get("worlds"), dict):
         raise ProtocolError("a mapping with 'worlds' (name: its fields) is expected")
-    _known(given, {"worlds", "defaults"}, "the top")
+    _known(given, {"worlds", "defaults", "readme"}, "the top")
     defaults = given.get("defaults") or {}
     if not isinstance(defaults, dict):
         raise ProtocolError(f"defaults: fields are expected, not {defaults!r}")
@@ -160,6 +169,22 @@ def _worlds(given: Any) -> dict[str, World]:
     for file in files:
         if files.count(file) > 1:
             raise ProtocolError(f"two worlds keep their results under {file!r}: give one another")
+    return found
+
+
+def _readme(given: dict[Any, Any], worlds: Mapping[str, World]) -> dict[str, tuple[str, ...]]:
+    """The lines of the README: the headlines of all worlds if none are given."""
+    if "readme" not in given:
+        return {name: (world.headline,) for name, world in worlds.items() if world.headline}
+    if not isinstance(given["readme"], dict):
+        raise ProtocolError(f"readme: world: [arms] is expected, not {given['readme']!r}")
+    _known(given["readme"], set(worlds), "readme")
+    found = {}
+    for name, value in given["readme"].items():
+        arms = tuple(_text(item, f"readme.{name}") for item in _list(value, f"readme.{name}"))
+        if unknown := [arm for arm in arms if arm not in worlds[name].arms]:
+            raise ProtocolError(f"readme.{name}: {unknown} are none of the world's arms")
+        found[name] = arms
     return found
 
 

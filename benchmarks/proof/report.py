@@ -28,6 +28,7 @@ def write(
     docs: Path,
     stage: str = "claim",
     arms: Sequence[str] | None = None,
+    readme: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Write ``docs/proof.md`` (what is between the marks) and ``docs/proof/*.png``.
 
@@ -37,9 +38,10 @@ def write(
         docs: the folder that is written to.
         stage: "claim" or "pilot".
         arms: these alone, and the baseline.
+        readme: the arms that have a line in the README, by world; the headlines if not given.
 
     Returns:
-        Short tables for the README, see `readme_tables`.
+        A short table for the README, see `readme_table`.
 
     Raises:
         ValueError: the page is there without the marks, or claims are of another protocol.
@@ -52,7 +54,7 @@ def write(
     page = docs / "proof.md"
     before, after = _around(page)
     (docs / "proof").mkdir(parents=True, exist_ok=True)
-    parts = [_how_to_read(stage)]
+    parts = [_how_to_read(stage), *in_short(shown)]
     if any(set(findings.saved) - {findings.world.baseline} for findings in shown):
         figures.savings(shown).savefig(docs / "proof" / "savings.png", dpi=150)
         parts.append("![Budget saved at full's quality](proof/savings.png)")
@@ -65,7 +67,9 @@ def write(
         parts.append(f"No runs yet: {', '.join(empty)}.")
     text = "\n\n".join([before + BEGIN, *parts, END + after])
     page.write_text(text)
-    return readme_tables(shown)
+    if readme is None:
+        readme = {name: (world.headline,) for name, world in worlds.items() if world.headline}
+    return readme_table(shown, readme)
 
 
 def _around(page: Path) -> tuple[str, str]:
@@ -233,14 +237,56 @@ def _failures(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def readme_tables(all_findings: Sequence[Findings]) -> str:
+def readme_table(all_findings: Sequence[Findings], arms: Mapping[str, Sequence[str]]) -> str:
+    """What comes of the whole budget and what is saved, a line an arm.
+
+    A line is of `FEWEST` seeds or more. Without a line there is no table.
+
+    Args:
+        all_findings: of worlds that have runs.
+        arms: those that have a line, by world.
+    """
+    lines = [
+        "| data | arm | run at | full | arm less full, at 1 | not worse | saves "
+        "| full, shortened, saves |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for findings in all_findings:
+        world = findings.world
+        full = findings.cells.get((world.baseline, 1.0))
+        for arm in arms.get(world.name, ()):
+            whole, saved = findings.cells.get((arm, 1.0)), findings.saved.get(arm)
+            found = saved or (whole and whole.against_short)
+            if full is None or found is None or found.num_seeds < FEWEST:
+                continue
+            saves = by_full = difference = verdict = ""
+            if saved is not None:
+                saves = _percent(saved.against_full, saved.at_floor)
+                alone = findings.saved[world.baseline]
+                by_full = _percent(alone.against_full, alone.at_floor)
+            if whole is not None:
+                verdict = _not_worse(whole)
+                difference = _difference(world, whole.against_short)
+                if whole.against_short and whole.against_short.p < SURE:
+                    difference += " better" if whole.against_short.better else " worse"
+                if verdict.startswith("no"):
+                    verdict = f"{verdict[:-1]}; power {_power(whole)})"
+            budgets = ", ".join(f"{budget:g}" for budget in world.budgets_of(arm))
+            lines.append(
+                f"| {_data(world)} | {arm} | {budgets} | {_quality(world, full.quality)} "
+                f"| {difference} | {verdict} | {saves} | {by_full} |"
+            )
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def in_short(all_findings: Sequence[Findings]) -> list[str]:
     """What is saved, a line a world, and what comes of the whole budget, a line an arm.
 
-    A line is of `FEWEST` seeds or more. A table without a line is left out. Between the two is an
-    empty line.
+    A line is of `FEWEST` seeds or more. A table without a line is left out.
     """
     tables = (_saved_in_short(all_findings), _whole_in_short(all_findings))
-    return "\n".join(table for table in tables if table.count("\n") > 2)
+    kept = [table.strip() for table in tables if table.count("\n") > 2]
+    return ["### In short", *kept] if kept else []
 
 
 def _whole_in_short(all_findings: Sequence[Findings]) -> str:
