@@ -199,6 +199,19 @@ def test_arms_at_the_whole_budget_are_compared_and_said_to_save_nothing(tmp_path
     assert harmful.endswith(") |  |  |")  # it is not run shorter
 
 
+def test_arms_at_one_shorter_budget_are_said_to_be_there_or_not(tmp_path):
+    text = PROTOCOL.replace("[0.4, 0.6, 0.8]", "[0.8]").replace("margin: 0.005", "margin: 0.003")
+    text = text.replace("lrs: [1e-3, 3e-3, 1e-2]", "lrs: [3e-3]")
+    there = world(tmp_path, text)
+    claimed(tmp_path, there)
+    report.write({"digits": there}, tmp_path / "results", tmp_path)
+    page = (tmp_path / "proof.md").read_text()
+    # Full gains 0.01 from 0.8 to 1; the good arm has 0.012 more than full of the same budget.
+    assert "run at 0.8 of the budget, and there good is at full's quality at 1" in page
+    assert (tmp_path / "proof/digits.png").read_bytes().startswith(b"\x89PNG")
+    assert "savings.png" not in page
+
+
 @pytest.mark.parametrize(("last", "lines"), [(104, 0), (105, 1)])
 def test_a_line_in_the_readme_has_seeds_enough_for_a_test(tmp_path, last, lines):
     text = PROTOCOL.replace("100-109", f"100-{last}").replace("[0.4, 0.6, 0.8]", "[0.4, 1.0]")

@@ -67,6 +67,37 @@ def curves(findings: Findings) -> Figure:
         return figure
 
 
+def differences(findings: Findings) -> Figure:
+    """Of a world whose arms are run at one budget: each less the shortened full, the best first."""
+    world = findings.world
+    (budget,) = world.budgets
+    scale = 100 if world.percent else 1
+    found = {
+        arm: cell.against_short.difference
+        for (arm, _), cell in findings.cells.items()
+        if cell.against_short is not None
+    }
+    sign = 1 if world.higher_is_better else -1
+    order = sorted(found, key=lambda arm: -sign * found[arm].value)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 1.0 + 0.22 * len(order)), layout="constrained")
+        ax = figure.subplots()
+        for y, arm in enumerate(order):
+            it = found[arm]
+            ax.plot(scale * it.value, y, "o", color=BLUE, ms=4)
+            if math.isfinite(it.low):
+                ax.plot([scale * it.low, scale * it.high], [y, y], color=BLUE, lw=1.6)
+        ax.axvline(0, color=GREY, lw=1)
+        names = [arm + (" (headline)" if arm == world.headline else "") for arm in order]
+        ax.set_yticks(range(len(order)), names)
+        ax.set_ylim(len(order) - 0.4, -0.6)
+        unit = f"{world.metric}, points" if world.percent else world.metric
+        ax.set_xlabel(f"test {unit}: arm less {world.baseline}, both at {budget:g} of the budget")
+        ax.grid(axis="y", visible=False)
+        ax.tick_params(axis="y", length=0)
+        return figure
+
+
 def _line(findings: Findings, arm: str) -> list[Cell]:
     found = [cell for (name, _), cell in findings.cells.items() if name == arm]
     return sorted(found, key=lambda cell: cell.units)
@@ -108,10 +139,14 @@ def _reach(line: Sequence[Cell], compared: Sequence[Comparison | None], scale: f
 
 
 def savings(all_findings: Sequence[Findings]) -> Figure:
-    """What every arm saves at full's quality, against full and against the shortened one."""
+    """What every arm saves at full's quality, against full and against the shortened one.
+
+    Of worlds whose arms are run at several budgets.
+    """
     rows = [
         (findings.world.name, arm)
         for findings in all_findings
+        if len(findings.world.budgets) > 1
         for arm in _by_saving(findings)
         if arm != findings.world.baseline
     ]

@@ -55,13 +55,18 @@ def write(
     before, after = _around(page)
     (docs / "proof").mkdir(parents=True, exist_ok=True)
     parts = [_how_to_read(stage), *in_short(shown)]
-    if any(set(findings.saved) - {findings.world.baseline} for findings in shown):
+    if any(
+        set(findings.saved) - {findings.world.baseline}
+        for findings in shown
+        if len(findings.world.budgets) > 1
+    ):
         figures.savings(shown).savefig(docs / "proof" / "savings.png", dpi=150)
         parts.append("![Budget saved at full's quality](proof/savings.png)")
     for findings in shown:
         name = findings.world.name
         if findings.world.shortens:
-            figures.curves(findings).savefig(docs / "proof" / f"{name}.png", dpi=150)
+            draw = figures.curves if len(findings.world.budgets) > 1 else figures.differences
+            draw(findings).savefig(docs / "proof" / f"{name}.png", dpi=150)
         parts.append(world_section(findings))
     if empty := [findings.world.name for findings in found if not findings.cells]:
         parts.append(f"No runs yet: {', '.join(empty)}.")
@@ -134,6 +139,12 @@ def _saved_table(findings: Findings) -> str:
     order = sorted(findings.saved, key=lambda arm: -findings.saved[arm].against_full.value)
     if not order:
         return "No arm has all its budgets yet: nothing is said of what is saved."
+    if len(world.budgets) == 1:
+        there = [arm for arm in order if arm != world.baseline and findings.saved[arm].at_floor]
+        return (
+            f"Arms are run at {world.budgets[0]:g} of the budget, and there "
+            f"{', '.join(there) if there else 'none'} is at full's quality at 1, less the margin."
+        )
     lines = [
         "**Budget saved at full's quality**\n",
         "| arm | needs | saved against full | saved against full, shortened | resamples that reach "
