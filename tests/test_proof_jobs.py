@@ -386,6 +386,39 @@ def test_a_claim_needs_a_committed_protocol_that_stays(folder, capsys):
     assert len(records(folder)) == NUM_TUNE + 6
 
 
+def test_a_claim_goes_on_with_the_code_that_began_it(folder, capsys, monkeypatch):
+    commit(folder)
+    assert proof(folder, "tune") == 0
+    monkeypatch.setenv("PROOF_RAISE", "101")  # of three runs each, one fails
+    assert proof(folder, "claim") == 0
+    own = campaign.code_digest()
+    assert {r["code"] for r in records(folder)} == {own}
+    monkeypatch.delenv("PROOF_RAISE")
+    monkeypatch.setattr(campaign, "code_digest", lambda: "other")
+    assert proof(folder, "claim", "--retry") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"was begun with code {own}, and this is other" in said
+    assert "--other-code" in said
+    assert proof(folder, "claim", "--retry", "--other-code") == 0
+    assert records(folder)[-1]["code"] == "other"
+    (folder / "docs").mkdir()
+    assert proof(folder, "report", "--docs", str(folder / "docs")) == 0
+    assert "Not all of these runs are of the same code" in (folder / "docs/proof.md").read_text()
+
+
+def test_the_digest_of_the_code_is_of_what_its_files_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "CODE", [tmp_path])
+    (tmp_path / "a.py").write_text("x = 1\n")
+    first = campaign.code_digest()
+    assert campaign.code_digest() == first
+    (tmp_path / "notes.md").write_text("of no matter")
+    assert campaign.code_digest() == first
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert campaign.code_digest() != first
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert campaign.code_digest() != first
+
+
 def test_tuning_does_not_change_after_the_claim_began(folder):
     there = world(folder)
     commit(folder)

@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", help="these alone")
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--limit-minutes", type=float, default=math.inf, help="begin none later")
+    parser.add_argument(
+        "--other-code", action="store_true", help="go on with a claim that other code began"
+    )
     parser.add_argument("--retry", action="store_true", help="run again what has failed")
     parser.add_argument("--stage", choices=("pilot", "claim"), default="claim", help="to report")
     parser.add_argument("--docs", type=Path, help="where the report goes; docs for the claim")
@@ -108,6 +111,7 @@ def _run(
             workers=chosen.workers,
             retry=chosen.retry,
             limit_minutes=chosen.limit_minutes,
+            other_code=chosen.other_code,
             told=progress.tell,
         )
     console.print(f"{ended} runs have ended, {progress.failed} of them failed. {progress.note}")

@@ -80,6 +80,8 @@ class Findings:
         num_runs: records of the stage.
         num_planned: runs that the protocol asks for.
         commits: that the stage's runs were made with.
+        num_codes: versions of the code that they were made with, as far as they say; see
+            `campaign.code_digest`.
     """
 
     world: World
@@ -91,6 +93,7 @@ class Findings:
     num_runs: int
     num_planned: int
     commits: Sequence[str]
+    num_codes: int
 
 
 Runs = dict[tuple[str, float], dict[int, Record]]
@@ -141,6 +144,7 @@ def analyse(
         num_runs=len(found),
         num_planned=len(runs) * len(world.seeds_of(stage)),
         commits=sorted({str(r["commit"]) for r in found if r.get("commit")}),
+        num_codes=len({r["code"] for r in found if r.get("code")}),
     )
 
 

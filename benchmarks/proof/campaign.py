@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import subprocess
@@ -20,6 +21,9 @@ from benchmarks.proof.protocol import Protocol, World, require_committed
 from benchmarks.proof.store import Store
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+CODE = [ROOT / "pipeline", ROOT / "models", ROOT / "tasks", HERE]
+"""What a run comes of, beside the protocol and the packages."""
 
 
 @dataclass(kw_only=True)
@@ -87,15 +91,32 @@ def plan(
     return planned
 
 
-def check_claim(protocol: Protocol, world: World, store: Store) -> None:
-    """Refuse a claim that would mix two protocols.
+def check_claim(
+    protocol: Protocol, world: World, store: Store, *, other_code: bool = False
+) -> None:
+    """Refuse a claim that would mix two protocols, or runs of two versions of the code.
+
+    Args:
+        protocol: must be committed.
+        world: its part of the protocol.
+        store: the world's results.
+        other_code: go on with what other code began; the page will say so.
 
     Raises:
         ValueError: the protocol is not committed as it is, or the world's results were claimed
-            under another; or its tuning has changed since.
+            under another, or with other code; or its tuning has changed since.
     """
     require_committed(protocol.path)
     rates = tuning.rates(world, store.latest.values())
+    code = code_digest()
+    for record in store.latest.values():
+        began = record.get("code", code)  # the first results do not have it
+        if record["stage"] == "claim" and began != code and not other_code:
+            raise ValueError(
+                f"{store.path}: the claim was begun with code {began}, and this is {code}: finish "
+                f"it with that (commit {record.get('commit')}), or give --other-code, and the page "
+                "says that not all runs are of the same code"
+            )
     for record in store.records:
         if record["stage"] != "claim":
             continue
@@ -124,6 +145,7 @@ def run_stage(
     workers: int,
     retry: bool,
     limit_minutes: float,
+    other_code: bool,
     told: Callable[[Mapping[str, Planned], Job | None, Record | None], None],
 ) -> int:
     """Run what is left of a stage, and store each run as it ends.
@@ -133,7 +155,7 @@ def run_stage(
     Returns:
         How many jobs have ended.
     """
-    commit = _commit()
+    commit, code = _commit(), code_digest()
     deadline = time.monotonic() + 60 * limit_minutes
     ended = 0
     with ExitStack() as stack:
@@ -144,7 +166,7 @@ def run_stage(
             stores[name] = Store(results_file(results, world), write=True)
             stack.callback(stores[name].close)
             if stage == "claim":
-                check_claim(protocol, world, stores[name])
+                check_claim(protocol, world, stores[name], other_code=other_code)
             planned[name] = plan(world, stage, stores[name], arms, retry=retry)
         told(planned, None, None)
         left = interleave(part.left for part in planned.values())
@@ -154,6 +176,7 @@ def run_stage(
             world, store = protocol.worlds[job.world], stores[job.world]
             record = made_record(job, outcome, world)
             record.setdefault("commit", commit)
+            record.setdefault("code", code)
             record.setdefault("torch", version("torch"))  # without the wait for its import
             if job.key in store.latest:
                 record["attempt"] = store.latest[job.key].get("attempt", 1) + 1
@@ -188,6 +211,16 @@ def made_record(job: Job, outcome: Record, world: World) -> Record:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def code_digest() -> str:
+    """Twelve hexadecimal digits of what the code's files say: of `CODE`, those of Python."""
+    digest = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{folder.name}/{path.relative_to(folder)}\0".encode())
+            digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _commit() -> str:

@@ -116,6 +116,8 @@ def world_section(findings: Findings) -> str:
         f"{max(seeds)}); {findings.num_runs} of {findings.num_planned} runs. Protocol "
         f"{world.hash}, code {commits}."
     )
+    if findings.num_codes > 1:
+        head += " **Not all of these runs are of the same code.**"
     if world.baseline != BASELINE:
         head += (
             f"\n\n*Full* stands for **{world.baseline}** here: all is held against that arm, "
