@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.proof import campaign, jobs, report, tuning
@@ -210,6 +211,26 @@ def test_arms_at_one_shorter_budget_are_said_to_be_there_or_not(tmp_path):
     assert "run at 0.8 of the budget, and there good is at full's quality at 1" in page
     assert (tmp_path / "proof/digits.png").read_bytes().startswith(b"\x89PNG")
     assert "savings.png" not in page
+
+
+def test_the_pilot_has_a_page_of_its_own_with_all_arms_in_one_table(tmp_path):
+    text = PROTOCOL.replace("[0.4, 0.6, 0.8]", "[0.6]").replace("[1e-3, 3e-3, 1e-2]", "[3e-3]")
+    there = world(tmp_path, text.replace("tune_seeds: 0-1", "tune_seeds: []\n    pilot_seeds: 0-2"))
+    store = Store(tmp_path / "results/digits.jsonl", write=True)
+    own = {}
+    for job in jobs.runs_at("pilot", there, dict.fromkeys(jobs.cells(there), 3e-3)):
+        made = {"status": "ok", **proof_fakes.record(job)}
+        own[job.arm, job.budget, job.seed] = made["test"]["accuracy"]
+        store.append(campaign.made_record(job, made, there))
+    store.close()
+    assert report.write({"digits": there}, tmp_path / "results", tmp_path, "pilot") == ""
+    page = (tmp_path / "pilot.md").read_text()
+    assert "Pilot runs: recipes were looked for on them." in page
+    less = 100 * np.array([own["good", 0.6, seed] - own["full", 0.6, seed] for seed in range(3)])
+    assert f"| good | {less.mean():+.2f} ± {less.std(ddof=1) / 3**0.5:.2f} |" in page
+    assert "All at a learning rate of 0.003." in page
+    assert "](pilot/digits.png)" in page
+    assert (tmp_path / "pilot/digits.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("last", "lines"), [(104, 0), (105, 1)])

@@ -141,7 +141,7 @@ def _status(
 def _report(
     protocol: Protocol, worlds: list[str], chosen: argparse.Namespace, console: Console
 ) -> None:
-    from benchmarks.proof.report import write  # matplotlib: only where it is drawn
+    from benchmarks.proof.report import PAGES, write  # matplotlib: only where it is drawn
 
     docs = chosen.docs
     if docs is None:
@@ -150,7 +150,8 @@ def _report(
         docs = HERE.parent.parent / "docs"
     kept: Mapping[str, Any] = {name: protocol.worlds[name] for name in worlds}
     table = write(kept, chosen.results, docs, chosen.stage, chosen.arms, protocol.readme)
-    console.print(f"Written: {docs / 'proof.md'} and {docs / 'proof'}/", soft_wrap=True)
+    page = docs / PAGES[chosen.stage]
+    console.print(f"Written: {page}.md and {page}/", soft_wrap=True)
     sys.stdout.write(table)
 
 

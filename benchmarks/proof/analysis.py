@@ -24,6 +24,7 @@ class Comparison:
         p: of the sign-flip test, corrected for all comparisons of its kind in the world.
         better: the arm's mean is on the better side.
         num_seeds: seeds that both have.
+        error: the standard error of that mean; NaN of one seed.
         power: see `statistics.power`, of the margin; of a test of being no worse.
         anew: their mean as it may be for examples that are not in the pool, where all seeds split
             one: see `statistics.resplit`; else None.
@@ -33,6 +34,7 @@ class Comparison:
     p: float
     better: bool
     num_seeds: int
+    error: float
     power: float
     anew: Estimate | None
 
@@ -212,6 +214,7 @@ def _compared(
         p=p,
         better=(mean.value > 0) == world.higher_is_better and mean.value != 0,
         num_seeds=len(seeds),
+        error=float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan,
         power=statistics.power(values, world.margin),
         anew=None if pool is None else statistics.resplit(values, pool),
     )

@@ -1,5 +1,7 @@
 """The results page: tables between two marks of docs/proof.md, pictures beside it, and a README's.
 
+That of the pilot is docs/pilot.md.
+
 All figures come from the results files; what is around the marks is left alone.
 """
 
@@ -18,6 +20,8 @@ from benchmarks.proof.statistics import SURE, Estimate
 from benchmarks.proof.store import Store
 
 BEGIN, END = "<!-- proof:begin (made by a command, do not edit) -->", "<!-- proof:end -->"
+PAGES = {"claim": "proof", "pilot": "pilot"}
+"""The page of a stage, and the folder of its pictures."""
 FEWEST = 6
 """Seeds of a line in the README: of fewer, no sign-flip test can find a p below `SURE`."""
 
@@ -30,7 +34,7 @@ def write(
     arms: Sequence[str] | None = None,
     readme: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """Write ``docs/proof.md`` (what is between the marks) and ``docs/proof/*.png``.
+    """Write ``docs/proof.md`` (what is between the marks) and ``docs/proof/*.png``; or the pilot's.
 
     Args:
         worlds: parts of the protocol, by name.
@@ -51,22 +55,25 @@ def write(
         for world in worlds.values()
     ]
     shown = [findings for findings in found if findings.cells]
-    page = docs / "proof.md"
+    kind = PAGES[stage]
+    page = docs / f"{kind}.md"
     before, after = _around(page)
-    (docs / "proof").mkdir(parents=True, exist_ok=True)
+    (docs / kind).mkdir(parents=True, exist_ok=True)
     parts = [_how_to_read(stage), *in_short(shown)]
+    if stage == "pilot" and shown:
+        parts += ["### All arms in all worlds", all_arms(shown)]
     if any(
         set(findings.saved) - {findings.world.baseline}
         for findings in shown
         if len(findings.world.budgets) > 1
     ):
-        figures.savings(shown).savefig(docs / "proof" / "savings.png", dpi=150)
-        parts.append("![Budget saved at full's quality](proof/savings.png)")
+        figures.savings(shown).savefig(docs / kind / "savings.png", dpi=150)
+        parts.append(f"![Budget saved at full's quality]({kind}/savings.png)")
     for findings in shown:
         name = findings.world.name
         if findings.world.shortens:
             draw = figures.curves if len(findings.world.budgets) > 1 else figures.differences
-            draw(findings).savefig(docs / "proof" / f"{name}.png", dpi=150)
+            draw(findings).savefig(docs / kind / f"{name}.png", dpi=150)
         parts.append(world_section(findings))
     if empty := [findings.world.name for findings in found if not findings.cells]:
         parts.append(f"No runs yet: {', '.join(empty)}.")
@@ -75,6 +82,36 @@ def write(
     if readme is None:
         readme = {name: (world.headline,) for name, world in worlds.items() if world.headline}
     return readme_table(shown, readme)
+
+
+def all_arms(all_findings: Sequence[Findings]) -> str:
+    """Each arm less full at the same budget, in every world.
+
+    Args:
+        all_findings: a column each.
+    """
+    names = [findings.world.name for findings in all_findings]
+    lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    rows = dict.fromkeys(arm for findings in all_findings for arm in findings.world.arms)
+    for arm in rows:
+        said = [
+            ", ".join(
+                f"{_scaled(f.world, it.difference.value, signed=True)} ± "
+                f"{_scaled(f.world, it.error, signed=False)}"
+                for (name, _), cell in f.cells.items()
+                if name == arm and (it := cell.against_short)
+            )
+            for f in all_findings
+        ]
+        if any(said):
+            lines.append(f"| {arm} | {' | '.join(said)} |")
+    return "\n".join(
+        [
+            "Less full at the same budget, with its standard error; of as few seeds as these twice "
+            "of that is still chance.\n",
+            *lines,
+        ]
+    )
 
 
 def _around(page: Path) -> tuple[str, str]:
@@ -125,7 +162,8 @@ def world_section(findings: Findings) -> str:
         )
     parts = [head]
     if world.shortens:
-        parts.append(f"![Quality against budget: {name}](proof/{name}.png)")
+        folder = PAGES[findings.stage]
+        parts.append(f"![Quality against budget: {name}]({folder}/{name}.png)")
     parts += [_saved_table(findings), _budget_table(findings), _rates_table(findings)]
     parts.append(_failures(findings))
     if over := [c for c in findings.cells.values() if c.units > 1.01 * c.budget]:
@@ -210,8 +248,10 @@ def _anew(findings: Findings) -> list[str]:
 def _rates_table(findings: Findings) -> str:
     """The rates chosen; those at an end of what was tried are marked."""
     world = findings.world
+    if len(world.lrs) == 1:
+        return f"All at a learning rate of {world.lrs[0]:g}."
     budgets = sorted({budget for _, budget in cells(world)})
-    trials = len(world.lrs) * len(world.tune_seeds) if len(world.lrs) > 1 else 0
+    trials = len(world.lrs) * len(world.tune_seeds)
     tried = ", ".join(f"{lr:g}" for lr in sorted(world.lrs))
     lines = [
         f"**Learning rates** of {tried}, by the validation split, {trials} trials each; * is at an "
