@@ -221,6 +221,8 @@ def test_the_pilot_has_a_page_of_its_own_with_all_arms_in_one_table(tmp_path):
     for job in jobs.runs_at("pilot", there, dict.fromkeys(jobs.cells(there), 3e-3)):
         made = {"status": "ok", **proof_fakes.record(job)}
         own[job.arm, job.budget, job.seed] = made["test"]["accuracy"]
+        if job.arm == "thirsty":
+            made = {"status": "failed", "why": "ValueError: no"}
         store.append(campaign.made_record(job, made, there))
     store.close()
     assert report.write({"digits": there}, tmp_path / "results", tmp_path, "pilot") == ""
@@ -228,6 +230,7 @@ def test_the_pilot_has_a_page_of_its_own_with_all_arms_in_one_table(tmp_path):
     assert "Pilot runs: recipes were looked for on them." in page
     less = 100 * np.array([own["good", 0.6, seed] - own["full", 0.6, seed] for seed in range(3)])
     assert f"| good | {less.mean():+.2f} ± {less.std(ddof=1) / 3**0.5:.2f} |" in page
+    assert "| thirsty | failed |" in page
     assert "All at a learning rate of 0.003." in page
     assert "](pilot/digits.png)" in page
     assert (tmp_path / "pilot/digits.png").read_bytes().startswith(b"\x89PNG")

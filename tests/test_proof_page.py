@@ -37,6 +37,13 @@ def test_the_readme_has_the_same_table(written):
     assert f"\n\n{table}\n" in (ROOT / "README.md").read_text()
 
 
+def test_the_pilots_page_is_what_its_results_say(tmp_path):
+    shutil.copy(ROOT / "docs" / "pilot.md", tmp_path)
+    protocol = load(PROOF / "pilot.yaml")
+    assert report.write(protocol.worlds, PROOF / "results/pilot", tmp_path, "pilot") == ""
+    assert (tmp_path / "pilot.md").read_text() == (ROOT / "docs" / "pilot.md").read_text()
+
+
 def test_every_claim_was_made_under_the_protocol_that_is_kept():
     claimed = 0
     for name, world in load(PROOF / "protocol.yaml").worlds.items():

@@ -96,11 +96,12 @@ def all_arms(all_findings: Sequence[Findings]) -> str:
     for arm in rows:
         said = [
             ", ".join(
-                f"{_scaled(f.world, it.difference.value, signed=True)} ± "
-                f"{_scaled(f.world, it.error, signed=False)}"
+                _scaled(f.world, it.difference.value, signed=True)
+                + ("" if math.isnan(it.error) else f" ± {_scaled(f.world, it.error, signed=False)}")
                 for (name, _), cell in f.cells.items()
                 if name == arm and (it := cell.against_short)
             )
+            or ("failed" if arm in {record["arm"] for record in f.failures} else "")
             for f in all_findings
         ]
         if any(said):
