@@ -12,7 +12,7 @@ from benchmarks.proof.jobs import Record, cells
 from benchmarks.proof.protocol import World
 from benchmarks.proof.statistics import Estimate, Saved
 from benchmarks.proof.store import Store
-from benchmarks.proof.worlds import test_to_train
+from benchmarks.proof.worlds import base_name, test_to_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +207,14 @@ def _compared(
     values = np.array([_quality(ours[s], world) - _quality(theirs[s], world) for s in seeds])
     rng = statistics.generator(world.name, *map(str, cell), str(above))
     p = statistics.sign_flip_p(sign * values, rng, above=above)
-    pool = test_to_train(world.name.partition("-")[0])
+    pool = test_to_train(base_name(world.name))
     mean = statistics.mean(values, rng)
     return Comparison(
         difference=mean,
         p=p,
         better=(mean.value > 0) == world.higher_is_better and mean.value != 0,
         num_seeds=len(seeds),
-        error=float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan,
+        error=statistics.standard_error(values),
         power=statistics.power(values, world.margin),
         anew=None if pool is None else statistics.resplit(values, pool),
     )

@@ -146,7 +146,7 @@ def savings(all_findings: Sequence[Findings]) -> Figure:
     rows = [
         (findings.world.name, arm)
         for findings in all_findings
-        if len(findings.world.budgets) > 1
+        if findings.world.has_curves
         for arm in _by_saving(findings)
         if arm != findings.world.baseline
     ]

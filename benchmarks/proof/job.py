@@ -16,6 +16,7 @@ from .arms import ARMS
 from .jobs import Job
 from .setting import Setting, Spent, spent
 from .world import World
+from .worlds import base_name
 from .worlds import world as world_of
 
 
@@ -46,7 +47,7 @@ def run_job(job: Job) -> dict[str, Any]:
     Returns:
         What `record_of` says.
     """
-    name = job.world.partition("-")[0]  # what follows is what the protocol asks of it besides
+    name = base_name(job.world)
     world = world_of(name, job.seed, size=job.size)
     return record_of(world, job.arm, budget=job.budget, lr=job.lr)
 

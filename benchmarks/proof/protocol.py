@@ -94,6 +94,11 @@ class World:
         return min(self.budgets) < 1
 
     @property
+    def has_curves(self) -> bool:
+        """Whether arms are run at more than one budget."""
+        return len(self.budgets) > 1
+
+    @property
     def hash(self) -> str:
         """Twelve hexadecimal digits of all that the protocol says of this world."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -172,10 +177,15 @@ def _worlds(given: Any) -> dict[str, World]:
     return found
 
 
+def headlines(worlds: Mapping[str, World]) -> dict[str, tuple[str, ...]]:
+    """The headline of each world that has one."""
+    return {name: (world.headline,) for name, world in worlds.items() if world.headline}
+
+
 def _readme(given: dict[Any, Any], worlds: Mapping[str, World]) -> dict[str, tuple[str, ...]]:
     """The lines of the README: the headlines of all worlds if none are given."""
     if "readme" not in given:
-        return {name: (world.headline,) for name, world in worlds.items() if world.headline}
+        return headlines(worlds)
     if not isinstance(given["readme"], dict):
         raise ProtocolError(f"readme: world: [arms] is expected, not {given['readme']!r}")
     _known(given["readme"], set(worlds), "readme")

@@ -111,6 +111,11 @@ def mean(values: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLE
     return Estimate(value=float(values.mean()), low=low, high=high)
 
 
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of ``values``, [S]; NaN of one."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
+
+
 def resplit(differences: np.ndarray, test_to_train: float, level: float = LEVEL) -> Estimate:
     """The mean of differences over splits of one pool, as it may be for examples not in the pool.
 
@@ -141,10 +146,7 @@ def power(differences: np.ndarray, margin: float) -> float:
         differences: [S].
         margin: in their unit, at least 0.
     """
-    values = np.asarray(differences, float)
-    if len(values) < 2:
-        return np.nan
-    error = values.std(ddof=1) / np.sqrt(len(values))
+    error = standard_error(differences)
     if error == 0:
         return 1.0
     return float(stats.norm.cdf(margin / error - stats.norm.ppf(1 - SURE)))

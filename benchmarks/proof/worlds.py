@@ -50,6 +50,11 @@ def world(name: str, seed: int, *, size: int | None = None) -> World:
     return image_world(name, seed, size=size)
 
 
+def base_name(name: str) -> str:
+    """The world of a name in the protocol: what follows a "-" is what is asked of it besides."""
+    return name.partition("-")[0]
+
+
 def test_to_train(name: str) -> float | None:
     """Test examples to different training examples, where every seed splits all there is anew.
 
