@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -248,6 +249,60 @@ def test_a_line_in_the_readme_has_seeds_enough_for_a_test(tmp_path, last, lines)
     short = page.partition("### digits")[0]
     assert short.count("| digits | good |") == 2 * lines  # what is saved, and at the whole budget
     assert short.count("| digits | harmful |") == lines
+
+
+def test_what_was_claimed_twice_stands_side_by_side(tmp_path):
+    first, rest = PROTOCOL.strip().removeprefix("worlds:\n"), PROTOCOL.strip()
+    again = rest.replace("digits:", "digits-fresh:").replace("100-109", "120-129")
+    again = again.replace("[0.4, 0.6, 0.8]", "[0.4, 0.6, 1.0]")
+    path = tmp_path / "protocol.yaml"
+    path.write_text(f"{again}\nearlier:\n{first}\n")
+    protocol = load(path)
+    found = {
+        there.name: analyse(there, claimed(tmp_path, there))
+        for there in (*protocol.worlds.values(), *protocol.earlier.values())
+    }
+    report.write(protocol.worlds, tmp_path / "results", tmp_path, earlier=protocol.earlier)
+    page = (tmp_path / "proof.md").read_text()
+    table = page.partition("### Claimed twice")[2].partition("![")[0].strip().splitlines()[2:]
+    assert table[0].count("|") == table[2].count("|")
+    less = {
+        name: 100 * np.mean([own(name, "good", seed) - own(name, "full", seed) for seed in seeds])
+        for name, seeds in (("digits", range(100, 110)), ("digits-fresh", range(120, 130)))
+    }
+    saves = {name: 100 * it.saved["good"].against_full.value for name, it in found.items()}
+    assert len(table) == 3
+    said = [cell.strip() for cell in table[2].split("|")[1:-1]]
+    assert said[:4] == ["digits", "good", "100 to 109, then 120 to 129", "0.6"]
+    for i, name in enumerate(("digits", "digits-fresh")):
+        assert said[4 + i].startswith(f"{less[name]:+.2f} [")
+        assert said[4 + i].endswith("] better")
+        assert said[6 + i].startswith(f"{saves[name]:.0f} [")
+
+
+def own(name: str, arm: str, seed: int) -> float:
+    """The accuracy at 0.6 of the budget that a synthetic run has."""
+    job = jobs.Job(stage="claim", world=name, arm=arm, budget=0.6, lr=3e-3, seed=seed)
+    return proof_fakes.record(job)["test"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("earlier: [digits]", "earlier: a mapping"),
+        ("earlier: {digits-old: {}}", "earlier.digits-old: arms is missing"),
+        (
+            "earlier: {digits-old: {results: digits, arms: [random], budgets: [1], lrs: [1], "
+            "tune_seeds: [], claim_seeds: [1], metric: loss, margin: 1}}",
+            "two worlds keep their results under 'digits'",
+        ),
+    ],
+)
+def test_earlier_protocols_are_checked_as_all_are(tmp_path, more, said):
+    path = tmp_path / "protocol.yaml"
+    path.write_text(f"{PROTOCOL}\n{more}\n")
+    with pytest.raises(ProtocolError, match=re.escape(said)):
+        load(path)
 
 
 def test_a_part_of_a_world_is_run_in_that_world(monkeypatch):

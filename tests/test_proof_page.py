@@ -22,7 +22,13 @@ def written(tmp_path_factory) -> tuple[str, str]:
     docs = tmp_path_factory.mktemp("docs")
     shutil.copy(ROOT / "docs" / "proof.md", docs)
     protocol = load(PROOF / "protocol.yaml")
-    table = report.write(protocol.worlds, PROOF / "results", docs, readme=protocol.readme)
+    table = report.write(
+        protocol.worlds,
+        PROOF / "results",
+        docs,
+        readme=protocol.readme,
+        earlier=protocol.earlier,
+    )
     return (docs / "proof.md").read_text(), table
 
 
@@ -46,7 +52,8 @@ def test_the_pilots_page_is_what_its_results_say(tmp_path):
 
 def test_every_claim_was_made_under_the_protocol_that_is_kept():
     claimed = 0
-    for name, world in load(PROOF / "protocol.yaml").worlds.items():
+    protocol = load(PROOF / "protocol.yaml")
+    for name, world in (*protocol.worlds.items(), *protocol.earlier.items()):
         path = results_file(PROOF / "results", world)
         claims = [record for record in Store(path).records if record["stage"] == "claim"]
         assert {record["protocol"] for record in claims} <= {world.hash}, name

@@ -149,7 +149,15 @@ def _report(
             raise ValueError("give --docs: docs/ is for the whole claim")
         docs = HERE.parent.parent / "docs"
     kept: Mapping[str, Any] = {name: protocol.worlds[name] for name in worlds}
-    table = write(kept, chosen.results, docs, chosen.stage, chosen.arms, protocol.readme)
+    table = write(
+        kept,
+        chosen.results,
+        docs,
+        chosen.stage,
+        chosen.arms,
+        readme=protocol.readme,
+        earlier=protocol.earlier,
+    )
     page = docs / PAGES[chosen.stage]
     console.print(f"Written: {page}.md and {page}/", soft_wrap=True)
     sys.stdout.write(table)

@@ -1,8 +1,8 @@
 """What is measured, fixed before it is measured: protocol.yaml, read and checked.
 
-The file has ``worlds``, each a name with the fields of `World`, and ``defaults``, fields that
-worlds share unless they give their own. Seeds are a list, or a range such as ``100-119``, both ends
-in it.
+The file has ``worlds``, each a name with the fields of `World`, ``defaults``, fields that worlds
+share unless they give their own, and ``earlier``, what was claimed before and is claimed again in
+``worlds``. Seeds are a list, or a range such as ``100-119``, both ends in it.
 """
 
 from __future__ import annotations
@@ -114,11 +114,14 @@ class Protocol:
         worlds: by name.
         readme: the arms that the README's short table has a line of, by world; of a world that is
             not named, none. It is no part of a world's hash.
+        earlier: protocols that ones of ``worlds`` have replaced, under names of their own; nothing
+            is run under them, and their claims stand beside those that were made again.
     """
 
     path: Path
     worlds: Mapping[str, World]
     readme: Mapping[str, Sequence[str]]
+    earlier: Mapping[str, World]
 
 
 class _Loader(yaml.SafeLoader):
@@ -150,30 +153,40 @@ def load(path: Path) -> Protocol:
     except (ProtocolError, yaml.YAMLError) as error:
         raise ProtocolError(f"{path}: {error}") from error
     try:
-        worlds = _worlds(given)
-        return Protocol(path=path, worlds=worlds, readme=_readme(given, worlds))
+        worlds, earlier = _all_worlds(given)
+        readme = _readme(given, worlds)
+        return Protocol(path=path, worlds=worlds, readme=readme, earlier=earlier)
     except ProtocolError as error:
         raise ProtocolError(f"{path}: {error}") from None
 
 
-def _worlds(given: Any) -> dict[str, World]:
+def _all_worlds(given: Any) -> tuple[dict[str, World], dict[str, World]]:
+    """Those that are run, and those of earlier protocols."""
     if not isinstance(given, dict) or not isinstance(given.get("worlds"), dict):
         raise ProtocolError("a mapping with 'worlds' (name: its fields) is expected")
-    _known(given, {"worlds", "defaults", "readme"}, "the top")
+    _known(given, {"worlds", "defaults", "readme", "earlier"}, "the top")
     defaults = given.get("defaults") or {}
     if not isinstance(defaults, dict):
         raise ProtocolError(f"defaults: fields are expected, not {defaults!r}")
-    found: dict[str, World] = {}
-    for name, fields in given["worlds"].items():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise ProtocolError(f"worlds: a name of letters, digits, - and _, not {name!r}")
-        if not isinstance(fields, dict):
-            raise ProtocolError(f"worlds.{name}: fields are expected, not {fields!r}")
-        found[name] = _world(name, {**defaults, **fields})
-    files = [world.results for world in found.values()]
+    worlds = _worlds("worlds", given["worlds"], defaults)
+    earlier = _worlds("earlier", given.get("earlier") or {}, defaults)
+    files = [world.results for world in (*worlds.values(), *earlier.values())]
     for file in files:
         if files.count(file) > 1:
             raise ProtocolError(f"two worlds keep their results under {file!r}: give one another")
+    return worlds, earlier
+
+
+def _worlds(key: str, given: Any, defaults: Mapping[str, Any]) -> dict[str, World]:
+    if not isinstance(given, dict):
+        raise ProtocolError(f"{key}: a mapping (name: its fields) is expected, not {given!r}")
+    found: dict[str, World] = {}
+    for name, fields in given.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise ProtocolError(f"{key}: a name of letters, digits, - and _, not {name!r}")
+        if not isinstance(fields, dict):
+            raise ProtocolError(f"{key}.{name}: fields are expected, not {fields!r}")
+        found[name] = _world(name, {**defaults, **fields}, f"{key}.{name}")
     return found
 
 
@@ -198,8 +211,7 @@ def _readme(given: dict[Any, Any], worlds: Mapping[str, World]) -> dict[str, tup
     return found
 
 
-def _world(name: str, given: dict[Any, Any]) -> World:
-    where = f"worlds.{name}"
+def _world(name: str, given: dict[Any, Any], where: str) -> World:
     fields = {field.name: field for field in dataclasses.fields(World) if field.name != "name"}
     _known(given, set(fields), where)
     for field in fields.values():

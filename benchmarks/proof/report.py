@@ -16,7 +16,7 @@ from benchmarks.proof.campaign import results_file
 from benchmarks.proof.jobs import Record, cells
 from benchmarks.proof.protocol import BASELINE, World, headlines
 from benchmarks.proof.store import Store
-from benchmarks.proof.summary import all_arms, in_short, readme_table
+from benchmarks.proof.summary import all_arms, claimed_twice, in_short, readme_table
 from benchmarks.proof.wording import (
     arm_name,
     bracketed,
@@ -43,6 +43,7 @@ def write(
     stage: str = "claim",
     arms: Sequence[str] | None = None,
     readme: Mapping[str, Sequence[str]] | None = None,
+    earlier: Mapping[str, World] | None = None,
 ) -> str:
     """Write ``docs/proof.md`` (what is between the marks) and ``docs/proof/*.png``; or the pilot's.
 
@@ -53,6 +54,7 @@ def write(
         stage: "claim" or "pilot".
         arms: these alone, and the baseline.
         readme: the arms that have a line in the README, by world; the headlines if not given.
+        earlier: what was claimed before, by name; see `summary.claimed_twice`.
 
     Returns:
         A short table for the README, see `readme_table`.
@@ -60,16 +62,16 @@ def write(
     Raises:
         ValueError: the page is there without the marks, or claims are of another protocol.
     """
-    found = [
-        analyse(world, Store(results_file(results, world)), stage, arms)
-        for world in worlds.values()
-    ]
+    found, before = (
+        [analyse(world, Store(results_file(results, world)), stage, arms) for world in them]
+        for them in (worlds.values(), (earlier or {}).values())
+    )
     shown = [findings for findings in found if findings.cells]
     kind = PAGES[stage]
     page = docs / f"{kind}.md"
-    before, after = _around(page)
+    above, below = _around(page)
     (docs / kind).mkdir(parents=True, exist_ok=True)
-    parts = [_how_to_read(stage), *in_short(shown)]
+    parts = [_how_to_read(stage), *in_short(shown), *claimed_twice(before, shown)]
     if stage == "pilot" and shown:
         parts += ["### All arms in all worlds", all_arms(shown)]
     if any(
@@ -87,7 +89,7 @@ def write(
         parts.append(world_section(findings))
     if empty := [findings.world.name for findings in found if not findings.cells]:
         parts.append(f"No runs yet: {', '.join(empty)}.")
-    text = "\n\n".join([before + BEGIN, *parts, END + after])
+    text = "\n\n".join([above + BEGIN, *parts, END + below])
     page.write_text(text)
     return readme_table(shown, headlines(worlds) if readme is None else readme)
 

@@ -1,4 +1,4 @@
-"""Tables over several worlds: the README's, those in short, all arms of the pilot."""
+"""Tables over several worlds: the README's, those in short, what was claimed twice, the pilot's."""
 
 from __future__ import annotations
 
@@ -102,6 +102,60 @@ def in_short(all_findings: Sequence[Findings]) -> list[str]:
     tables = (_saved_in_short(all_findings), _whole_in_short(all_findings))
     kept = [table.strip() for table in tables if table.count("\n") > 2]
     return ["### In short", *kept] if kept else []
+
+
+def claimed_twice(earlier: Sequence[Findings], later: Sequence[Findings]) -> list[str]:
+    """What the headline arm of an earlier protocol came to, beside what the same came to again.
+
+    The same is the same arm in the same world against the same baseline. A line is of the largest
+    budget that both have, and of what is saved where both say it; without a line there is nothing.
+
+    Args:
+        earlier: of protocols that were replaced.
+        later: of those that replaced them; the first that has the same is held beside it.
+    """
+    lines = []
+    for first in earlier:
+        arm = first.world.headline
+        for again in later:
+            both = [
+                budget
+                for name, budget in first.cells
+                if name == arm and (arm, budget) in again.cells
+            ]
+            if data_name(first.world) != data_name(again.world) or not both:
+                continue
+            lines.append(_twice(first, again, arm, max(both)))
+            break
+    if not lines:
+        return []
+    return [
+        "### Claimed twice",
+        "What was claimed under an earlier protocol, and again under the present one.",
+        "\n".join(
+            [
+                "| data | arm | seeds | at | arm less full there | again | saves | again |",
+                "|---|---|---|---|---|---|---|---|",
+                *lines,
+            ]
+        ),
+    ]
+
+
+def _twice(first: Findings, again: Findings, arm: str, budget: float) -> str:
+    """A line of `claimed_twice`."""
+    row = [data_name(first.world), arm]
+    seeds = [findings.world.seeds_of(findings.stage) for findings in (first, again)]
+    row.append(", then ".join(f"{min(them)} to {max(them)}" for them in seeds))
+    row.append(f"{budget:g}")
+    for findings in (first, again):
+        compared = findings.cells[arm, budget].against_short
+        said = difference(findings.world, compared)
+        row.append(f"{said} {called(compared)}".strip() if compared else "")
+    for findings in (first, again):
+        saved = findings.saved.get(arm)
+        row.append(percent(saved.against_full, saved.at_floor) if saved else "")
+    return f"| {' | '.join(row)} |"
 
 
 def _whole_in_short(all_findings: Sequence[Findings]) -> str:
