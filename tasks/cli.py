@@ -222,6 +222,7 @@ def _report(parsed: Namespace) -> int:
 def _plan(parsed: Namespace, command: str, argv: Sequence[str]) -> int:
     from attent.tasks.commands import COMMANDS
     from attent.tasks.data.named import refuse_ambiguous
+    from attent.tasks.selection import OWN_RULE
 
     config = _config_of(parsed, command)
     refuse_ambiguous(command, config.data)  # type: ignore[attr-defined]
@@ -237,6 +238,11 @@ def _plan(parsed: Namespace, command: str, argv: Sequence[str]) -> int:
         say(f"warning: {warning}")
     for note in run.notes:
         say(note)
+    if config.method in OWN_RULE and run.plan.name != "full":  # type: ignore[attr-defined]
+        say(
+            "note: how many examples a pass is of is decided by the losses, as training goes; the "
+            "ratios, passes and steps above are only an example, the budget is as it says"
+        )
     return 0
 
 

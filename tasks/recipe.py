@@ -17,12 +17,14 @@ from attent.pipeline import (
     attent_complex,
     attent_paced,
     attent_simple,
+    constant,
     cosine,
     fixed_interval,
     full,
     hard,
     incremental,
     incremental_interval,
+    infobatch,
     paced_plan,
     per_example,
     random,
@@ -48,7 +50,7 @@ def signal_of_options(config: Any) -> Signal:
 def payable(config: Any, num_examples: int) -> tuple[Any, tuple[str, ...]]:
     """The options that are carried out, and what is to be said of it.
 
-    Where `attent_paced` or `attent_adaptive` has no room to select, that is plain training. Of the
+    Where a method that selects before every pass has no room to, that is plain training. Of the
     published methods it is an error.
 
     Args:
@@ -116,11 +118,11 @@ def recipe_of(
             patience=config.patience,
             **shared,
         )
-    shared["rule"] = rule_of(config)
-    if config.method == "attent_paced":
+    shared["rule"] = infobatch() if config.method == "infobatch" else rule_of(config)
+    if config.method in PACED:
         return attent_paced(
             source,
-            ratio=_ratios(config),
+            ratio=_ratios(config) if config.method == "attent_paced" else constant(0.5),
             first=config.first_epochs,
             last=config.end_share,
             signal=signal_of_options(config).name,

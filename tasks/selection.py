@@ -10,9 +10,13 @@ from attent.pipeline.observed import ObservedSignal
 from attent.pipeline.signals import OBSERVED_ONLY
 from attent.tasks.checks import ConfigError, need
 
-Method = Literal["attent_complex", "attent_simple", "attent_paced", "attent_adaptive", "full"]
-PACED = ("attent_paced", "attent_adaptive")
+Method = Literal[
+    "attent_complex", "attent_simple", "attent_paced", "attent_adaptive", "infobatch", "full"
+]
+PACED = ("attent_paced", "attent_adaptive", "infobatch")
 """Those that select before every pass by what training has observed."""
+OWN_RULE = ("attent_adaptive", "infobatch")
+"""Those that have a rule of their own."""
 
 SignalName = Literal[
     "loss",
@@ -35,18 +39,20 @@ class SelectionConfig:
             select, train), attent_simple (one full epoch whose losses are observed, then the
             highest of them), attent_paced (one full epoch, then selected anew before every pass by
             what training has observed, at a ratio that goes with the budget, and the end on
-            everything) or attent_adaptive (as attent_paced, of as many examples as have most of the
-            loss, some of them drawn from the rest). docs/proof.md says where it pays to select, and
-            where it harms.
+            everything), attent_adaptive (as attent_paced, of as many examples as have most of the
+            loss, some of them drawn from the rest) or infobatch (as attent_paced, of all above the
+            mean loss and half of those below, which weigh double). docs/proof.md says where it pays
+            to select, and where it harms.
         selection_strategy: hard (highest scores), soft (random, likelier the higher) or random.
         initial_ratio: share of the examples selected first, in (0, 1].
         final_ratio: share selected last, in (0, 1].
         ratio_schedule: how the ratio goes from initial to final, over the cycles of attent_complex,
             over the budget of attent_paced.
-        first_epochs: full epochs before the first selection, of attent_complex, attent_paced and
-            attent_adaptive.
-        last_share: share of the budget at whose end attent_paced and attent_adaptive train on
-            everything, in [0, 1); null for the method's own: 0.125, of attent_adaptive 0.05.
+        first_epochs: full epochs before the first selection, of attent_complex, attent_paced,
+            attent_adaptive and infobatch.
+        last_share: share of the budget at whose end attent_paced, attent_adaptive and infobatch
+            train on everything, in [0, 1); null for the method's own: 0.125, of attent_adaptive
+            0.05.
         patience: of attent_adaptive: an example whose loss stays above the running training loss
             for so many looks, at least 1, without falling is chosen at random if at all, for data
             with wrong labels (4 was measured: docs/proof.md); null for none.
@@ -103,7 +109,7 @@ class SelectionConfig:
     @property
     def asks_scores(self) -> bool:
         """Whether examples are selected by scores."""
-        if self.method == "attent_adaptive":
+        if self.method in OWN_RULE:
             return True
         return self.method != "full" and self.selection_strategy != "random"
 
@@ -167,10 +173,10 @@ def check_selection(config: Any) -> None:
 def _check_scores(config: Any) -> None:
     """Refuse signals that cannot be had in the way that is asked for."""
     if config.observed and config.selected_by not in OBSERVABLE:
-        if config.method == "attent_paced":
+        if config.method in PACED:
             raise ConfigError(
-                f"attent_paced selects by what training observes: {', '.join(OBSERVABLE)}; signal "
-                f"is {config.signal}, which attent_simple and attent_complex can measure"
+                f"{config.method} selects by what training observes: {', '.join(OBSERVABLE)}; "
+                f"signal is {config.signal}, which attent_simple and attent_complex can measure"
             )
         raise ConfigError(
             f"scores: observed records {', '.join(OBSERVABLE)}; signal is {config.signal}; it can "
@@ -197,6 +203,7 @@ _LOOKED_AT: dict[Method, tuple[str, ...]] = {
     "attent_simple": ("attent_ratio", "reselect", *_SCORES),
     "attent_paced": (*_RATIOS, "first_epochs", "last_share", *_SCORES),
     "attent_adaptive": ("first_epochs", "last_share", "patience", "scores"),
+    "infobatch": ("first_epochs", "last_share", "signal", "scores"),
     "full": (),
 }
 """Of the options that not every method looks at, those that one does."""
@@ -218,10 +225,10 @@ def idle_selection(config: Any) -> dict[str, str]:
         idle["budget"] = f"method is {method}; attent_complex would use it"
     if config.interval_schedule == "fixed":
         idle.setdefault("max_interval", "interval_schedule is fixed")
-    if config.selection_strategy != "soft" or method in ("full", "attent_adaptive"):
+    if config.selection_strategy != "soft" or method in ("full", *OWN_RULE):
         why = f"selection_strategy is {config.selection_strategy}"
         idle |= {"gumbel_temperature": why, "soft_normalization": why}
-    if method not in ("full", "attent_adaptive") and config.selection_strategy == "random":
+    if method not in ("full", *OWN_RULE) and config.selection_strategy == "random":
         why = "selection_strategy random asks no scores"
         idle |= dict.fromkeys(("signal", "scores", "reselect"), why)
     if config.signal != "vmap_grad_norm" or not config.scored_afresh:

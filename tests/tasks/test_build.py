@@ -15,6 +15,7 @@ from attent.tasks.classification.build import build_classify
 from attent.tasks.classification.config import ClassifyConfig
 from attent.tasks.config import ConfigError
 from attent.tasks.recipe import rule_of
+from attent.tasks.selection import idle_selection
 
 SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 
@@ -67,6 +68,7 @@ PROGRAMS = {
     "bf16": {"bf16": True},
     "workers": {"workers": 2},
     "worker processes": {"workers": 2, "worker_processes": True},
+    "infobatch": {"method": "infobatch"},
     **{signal: {"signal": signal} for signal in SIGNALS},
 }  # fmt: skip
 
@@ -193,6 +195,25 @@ def test_the_adaptive_method_has_a_signal_an_end_and_a_ratio_of_its_own(npz):
     ].until == pytest.approx(0.875)
 
 
+def test_infobatch_keeps_what_is_above_the_mean_and_weighs_the_rest_double(npz):
+    config = config_of(npz(), epochs=8, method="infobatch")
+    built = build_classify(config)
+    assert built.signal == "loss"
+    assert built.plan.phases[1].until == pytest.approx(0.875)
+    assert idle_selection(config)["selection_strategy"].startswith("method is infobatch")
+    state = built.state
+    while not (number(state, "plan", "select_due") and state["plan", "ratio"] < 1):
+        state = run(built.tick, state, donate=True)
+    scores = state["scores", "loss"].clone()
+    state = run(built.tick, state, donate=True)
+    above = scores.double() >= scores.double().mean()
+    mask, weight = state["mask"], state["weight"]
+    assert mask[above].all()
+    assert set(weight[above].tolist()) == {1.0}
+    assert int(mask[~above].sum()) == int((~above).sum()) // 2
+    assert set(weight[mask & ~above].tolist()) == {2.0}
+
+
 def test_a_warm_up_is_of_what_is_trained(npz):
     """Two epochs of warm-up are two epochs, of a share of the budget too."""
     given = config_of(npz(), epochs=10, warmup_epochs=2.0, budget_share=0.5, lr=1.0)
@@ -203,7 +224,7 @@ def test_a_warm_up_is_of_what_is_trained(npz):
 
 
 def test_a_share_of_the_budget(npz):
-    for method in ("full", "attent_simple", "attent_paced", "attent_adaptive"):
+    for method in ("full", "attent_simple", "attent_paced", "attent_adaptive", "infobatch"):
         built = build_classify(config_of(npz(), epochs=8, method=method, budget_share=0.5))
         assert built.plan.budget == 4 * len(built.source)
 

@@ -188,7 +188,7 @@ WRONG = {
     "--initial_interval 0": "initial_interval must be at least 1, got 0",
     "--lr fast": "lr: Expected a float or null. Got value: fast",
     "--method attent": "'attent_complex', 'attent_simple', 'attent_paced', 'attent_adaptive', "
-    "'full'",
+    "'infobatch', 'full'",
     "--batch_size 1438": "batch_size 1438 is above the 1437 training examples",
     "--data nowhere": "data: there is no nowhere",
     "--model vit_digit": "no model 'vit_digit' here or in timm; did you mean vit_digits",
@@ -366,6 +366,13 @@ def test_the_rows_of_a_plan_add_up_to_its_summary(attent, method):
     # Passes are shown to six digits.
     assert examples == pytest.approx(86_220, rel=1e-4)
     assert f"in {steps:,} steps" in summary
+
+
+@pytest.mark.parametrize("method", ["attent_adaptive", "infobatch", "attent_paced"])
+def test_a_plan_says_where_the_losses_decide_how_many_are_selected(attent, method):
+    _, printed, said = attent("plan", "--method", method, "--epochs", "60")
+    assert "86,220 examples trained on" in printed
+    assert ("decided by the losses" in said) == (method != "attent_paced")
 
 
 def test_a_plan_takes_its_file_by_name_or_as_a_config_and_flags_after_it(attent):
