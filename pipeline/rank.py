@@ -124,11 +124,12 @@ def patient(
     **Cost.** Three numbers an example; no forward.
 
     **When it pays.** Wrong labels: their losses stay high however often they are trained on. With
-    one label in ten wrong, `attent_adaptive` is worse than plain training without it, and no worse
-    with a patience of 4 (docs/proof.md).
+    one label of digits in ten wrong, `attent_adaptive` is worse than plain training without it, and
+    no worse with a patience of 4 (docs/proof.md).
 
-    **When it fails.** What is learned slowly is given up as well: on a long tail part of the gain
-    is lost (docs/proof.md).
+    **When it fails.** What is learned slowly is given up as well: on digits with a long tail what
+    `attent_adaptive` gains is lost with it, and on scenes, which are harder, it is worse than plain
+    training even where classes are balanced and labels right (docs/proof.md).
 
     Args:
         num_examples: N.
