@@ -109,9 +109,14 @@ class SelectionConfig:
     @property
     def asks_scores(self) -> bool:
         """Whether examples are selected by scores."""
-        if self.method in OWN_RULE:
-            return True
-        return self.method != "full" and self.selection_strategy != "random"
+        if not self.has_strategy:
+            return self.method != "full"
+        return self.selection_strategy != "random"
+
+    @property
+    def has_strategy(self) -> bool:
+        """Whether the method looks at selection_strategy."""
+        return self.method not in ("full", *OWN_RULE)
 
     @property
     def scored_afresh(self) -> bool:
@@ -225,10 +230,10 @@ def idle_selection(config: Any) -> dict[str, str]:
         idle["budget"] = f"method is {method}; attent_complex would use it"
     if config.interval_schedule == "fixed":
         idle.setdefault("max_interval", "interval_schedule is fixed")
-    if config.selection_strategy != "soft" or method in ("full", *OWN_RULE):
+    if config.selection_strategy != "soft" or not config.has_strategy:
         why = f"selection_strategy is {config.selection_strategy}"
         idle |= {"gumbel_temperature": why, "soft_normalization": why}
-    if method not in ("full", *OWN_RULE) and config.selection_strategy == "random":
+    if config.has_strategy and config.selection_strategy == "random":
         why = "selection_strategy random asks no scores"
         idle |= dict.fromkeys(("signal", "scores", "reselect"), why)
     if config.signal != "vmap_grad_norm" or not config.scored_afresh:

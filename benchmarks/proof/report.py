@@ -17,6 +17,7 @@ from benchmarks.proof.jobs import Record, cells
 from benchmarks.proof.protocol import BASELINE, World, headlines
 from benchmarks.proof.store import Store
 from benchmarks.proof.summary import all_arms, claimed_twice, in_short, readme_table
+from benchmarks.proof.tuning import Choice
 from benchmarks.proof.wording import (
     arm_name,
     bracketed,
@@ -27,6 +28,7 @@ from benchmarks.proof.wording import (
     power,
     quality,
     scaled,
+    table,
     unit,
     verdict,
 )
@@ -165,48 +167,37 @@ def _saved_table(findings: Findings) -> str:
             f"Arms are run at {world.budgets[0]:g} of the budget, and there "
             f"{', '.join(there) if there else 'none'} is at full's quality at 1, less the margin."
         )
-    lines = [
-        "**Budget saved at full's quality**\n",
-        "| arm | needs | saved against full | saved against full, shortened | resamples that reach "
-        "it | seeds |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = ["arm", "needs", "saved against full", "saved against full, shortened"]
+    rows = []
     for arm in order:
         saved = findings.saved[arm]
         needed = budget_needed(saved.needed, saved.at_floor, world.budgets_of(arm))
         short = "" if arm == world.baseline else percent(saved.against_short, saved.at_floor)
         if short and saved.baseline_at_floor:
             short += " (full is there at its smallest budget: perhaps less)"
-        lines.append(
-            f"| {arm_name(arm, findings)} | {needed} "
-            f"| {percent(saved.against_full, saved.at_floor)} | {short} "
-            f"| {100 * saved.reached:.0f} % | {saved.num_seeds} |"
-        )
-    return "\n".join(lines)
+        full = percent(saved.against_full, saved.at_floor)
+        reached = f"{100 * saved.reached:.0f} %"
+        rows.append([arm_name(arm, findings), needed, full, short, reached, f"{saved.num_seeds}"])
+    made = table([*columns, "resamples that reach it", "seeds"], rows)
+    return f"**Budget saved at full's quality**\n\n{made}"
 
 
 def _budget_table(findings: Findings) -> str:
     world = findings.world
-    also = "".join(f" {name} |" for name in world.also)
-    lines = [
-        "**Quality at equal budget**\n",
-        f"| budget | arm | {unit(world)} | against full at the same budget | p |"
-        f" against full at 1 | not worse (p) | power |{also} spent | CPU s | runs |",
-        "|---|---|---|---|---|---|---|---|" + "---|" * len(world.also) + "---|---|---|",
-    ]
+    columns = ["budget", "arm", unit(world), "against full at the same budget", "p"]
+    columns += ["against full at 1", "not worse (p)", "power"]
+    rows = []
     order = sorted(findings.cells.values(), key=lambda c: (c.budget, c.arm != world.baseline))
     for cell in order:
-        also = "".join(
-            f" {cell.also[name]:.4g} |" if name in cell.also else " - |" for name in world.also
-        )
+        also = [f"{cell.also[name]:.4g}" if name in cell.also else "-" for name in world.also]
         failed = f", {cell.num_failed} failed" if cell.num_failed else ""
-        lines.append(
-            f"| {cell.budget:g} | {arm_name(cell.arm, findings)} | {quality(world, cell.quality)} "
-            f"| {difference(world, cell.against_short)} | {verdict(cell.against_short)} "
-            f"| {difference(world, cell.against_full)} | {not_worse(cell)} | {power(cell)} "
-            f"|{also} {cell.units:.3f} | {cell.cpu_seconds:.1f} | {cell.num_seeds}{failed} |"
-        )
-    return "\n".join([*lines, *_anew(findings)])
+        row = [f"{cell.budget:g}", arm_name(cell.arm, findings), quality(world, cell.quality)]
+        row += [difference(world, cell.against_short), verdict(cell.against_short)]
+        row += [difference(world, cell.against_full), not_worse(cell), power(cell), *also]
+        spent = [f"{cell.units:.3f}", f"{cell.cpu_seconds:.1f}", f"{cell.num_seeds}{failed}"]
+        rows.append([*row, *spent])
+    made = table([*columns, *world.also, "spent", "CPU s", "runs"], rows)
+    return "\n".join(["**Quality at equal budget**", "", made, *_anew(findings)])
 
 
 def _anew(findings: Findings) -> list[str]:
@@ -234,22 +225,21 @@ def _rates_table(findings: Findings) -> str:
     budgets = sorted({budget for _, budget in cells(world)})
     trials = len(world.lrs) * len(world.tune_seeds)
     tried = ", ".join(f"{lr:g}" for lr in sorted(world.lrs))
-    lines = [
+    head = (
         f"**Learning rates** of {tried}, by the validation split, {trials} trials each; * is at an "
-        "end of what was tried\n",
-        "| arm | " + " | ".join(f"{budget:g}" for budget in budgets) + " |",
-        "|---|" + "---|" * len(budgets),
-    ]
+        "end of what was tried"
+    )
+    rows = []
     for arm in dict.fromkeys(arm for arm, _ in findings.cells):
-        row = []
-        for budget in budgets:
-            choice = findings.choices.get((arm, budget))
-            if choice is None or choice.lr is None:
-                row.append("")
-            else:
-                row.append(f"{choice.lr:g}{'*' if choice.at_edge else ''}")
-        lines.append(f"| {arm} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        chosen = (findings.choices.get((arm, budget)) for budget in budgets)
+        rows.append([arm, *(_rate(choice) for choice in chosen)])
+    return f"{head}\n\n{table(['arm', *(f'{budget:g}' for budget in budgets)], rows)}"
+
+
+def _rate(choice: Choice | None) -> str:
+    if choice is None or choice.lr is None:
+        return ""
+    return f"{choice.lr:g}{'*' if choice.at_edge else ''}"
 
 
 def _failures(findings: Findings) -> str:
@@ -259,13 +249,10 @@ def _failures(findings: Findings) -> str:
     for record in findings.failures:
         named = (record["stage"], record["arm"], f"{record['budget']:g}", f"{record['lr']:g}")
         grouped.setdefault((*named, str(record["why"])), []).append(record)
-    lines = [
-        "**Failed runs**, earlier attempts included\n",
-        "| stage | arm | budget | lr | seeds | why |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for (stage, arm, budget, lr, why), records in grouped.items():
         seeds = ", ".join(str(record["seed"]) for record in records)
         why = " ".join(why.replace("|", "\\|").split())
-        lines.append(f"| {stage} | {arm} | {budget} | {lr} | {seeds} | {why} |")
-    return "\n".join(lines)
+        rows.append([stage, arm, budget, lr, seeds, why])
+    made = table(["stage", "arm", "budget", "lr", "seeds", "why"], rows)
+    return f"**Failed runs**, earlier attempts included\n\n{made}"

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from benchmarks.proof.analysis import Findings
 from benchmarks.proof.wording import (
     budget_needed,
-    called,
     data_name,
     difference,
+    difference_called,
     not_worse,
     percent,
     power,
     quality,
     run_at,
     scaled,
+    table,
     unit,
     verdict,
 )
@@ -32,9 +33,8 @@ def all_arms(all_findings: Sequence[Findings]) -> str:
         all_findings: a column each.
     """
     names = [findings.world.name for findings in all_findings]
-    lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    rows = dict.fromkeys(arm for findings in all_findings for arm in findings.world.arms)
-    for arm in rows:
+    rows = []
+    for arm in dict.fromkeys(arm for findings in all_findings for arm in findings.world.arms):
         said = [
             ", ".join(
                 scaled(f.world, it.difference.value, signed=True)
@@ -46,13 +46,10 @@ def all_arms(all_findings: Sequence[Findings]) -> str:
             for f in all_findings
         ]
         if any(said):
-            lines.append(f"| {arm} | {' | '.join(said)} |")
-    return "\n".join(
-        [
-            "Less full at the same budget, with its standard error; of as few seeds as these twice "
-            "of that is still chance.\n",
-            *lines,
-        ]
+            rows.append([arm, *said])
+    return (
+        "Less full at the same budget, with its standard error; of as few seeds as these twice of "
+        f"that is still chance.\n\n{table(['arm', *names], rows)}"
     )
 
 
@@ -65,11 +62,8 @@ def readme_table(all_findings: Sequence[Findings], arms: Mapping[str, Sequence[s
         all_findings: of worlds that have runs.
         arms: those that have a line, by world.
     """
-    lines = [
-        "| data | arm | run at | full | arm less full, at 1 | not worse | saves "
-        "| full, shortened, saves |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["data", "arm", "run at", "full", "arm less full, at 1", "not worse", "saves"]
+    rows = []
     for findings in all_findings:
         world = findings.world
         full = findings.cells.get((world.baseline, 1.0))
@@ -85,13 +79,10 @@ def readme_table(all_findings: Sequence[Findings], arms: Mapping[str, Sequence[s
                 by_full = percent(alone.against_full, alone.at_floor)
             if whole is not None:
                 said = not_worse(whole, with_power=True)
-                if compared := whole.against_short:
-                    less = f"{difference(world, compared)} {called(compared)}".strip()
-            lines.append(
-                f"| {data_name(world)} | {arm} | {run_at(world, arm)} "
-                f"| {quality(world, full.quality)} | {less} | {said} | {saves} | {by_full} |"
-            )
-    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+                less = difference_called(world, whole.against_short)
+            named = [data_name(world), arm, run_at(world, arm), quality(world, full.quality)]
+            rows.append([*named, less, said, saves, by_full])
+    return table([*columns, "full, shortened, saves"], rows) + "\n" if rows else ""
 
 
 def in_short(all_findings: Sequence[Findings]) -> list[str]:
@@ -99,8 +90,8 @@ def in_short(all_findings: Sequence[Findings]) -> list[str]:
 
     A line is of `FEWEST` seeds or more. A table without a line is left out.
     """
-    tables = (_saved_in_short(all_findings), _whole_in_short(all_findings))
-    kept = [table.strip() for table in tables if table.count("\n") > 2]
+    made = (_saved_in_short(all_findings), _whole_in_short(all_findings))
+    kept = [text for text in made if text]
     return ["### In short", *kept] if kept else []
 
 
@@ -114,57 +105,43 @@ def claimed_twice(earlier: Sequence[Findings], later: Sequence[Findings]) -> lis
         earlier: of protocols that were replaced.
         later: of those that replaced them; the first that has the same is held beside it.
     """
-    lines = []
+    rows = []
     for first in earlier:
         arm = first.world.headline
         for again in later:
-            both = [
-                budget
-                for name, budget in first.cells
-                if name == arm and (arm, budget) in again.cells
-            ]
-            if data_name(first.world) != data_name(again.world) or not both:
-                continue
-            lines.append(_twice(first, again, arm, max(both)))
-            break
-    if not lines:
+            both = [b for name, b in first.cells if name == arm and (arm, b) in again.cells]
+            if both and data_name(first.world) == data_name(again.world):
+                rows.append(_twice(first, again, arm, max(both)))
+                break
+    if not rows:
         return []
+    columns = ["data", "arm", "seeds", "at", "arm less full there", "again", "saves", "again"]
     return [
         "### Claimed twice",
         "What was claimed under an earlier protocol, and again under the present one.",
-        "\n".join(
-            [
-                "| data | arm | seeds | at | arm less full there | again | saves | again |",
-                "|---|---|---|---|---|---|---|---|",
-                *lines,
-            ]
-        ),
+        table(columns, rows),
     ]
 
 
-def _twice(first: Findings, again: Findings, arm: str, budget: float) -> str:
+def _twice(first: Findings, again: Findings, arm: str, budget: float) -> list[str]:
     """A line of `claimed_twice`."""
     row = [data_name(first.world), arm]
     seeds = [findings.world.seeds_of(findings.stage) for findings in (first, again)]
     row.append(", then ".join(f"{min(them)} to {max(them)}" for them in seeds))
     row.append(f"{budget:g}")
     for findings in (first, again):
-        compared = findings.cells[arm, budget].against_short
-        said = difference(findings.world, compared)
-        row.append(f"{said} {called(compared)}".strip() if compared else "")
+        cell = findings.cells[arm, budget]
+        row.append(difference_called(findings.world, cell.against_short))
     for findings in (first, again):
         saved = findings.saved.get(arm)
         row.append(percent(saved.against_full, saved.at_floor) if saved else "")
-    return f"| {' | '.join(row)} |"
+    return row
 
 
 def _whole_in_short(all_findings: Sequence[Findings]) -> str:
     """Of worlds whose arms are run at budget 1: each against full there."""
-    lines = [
-        "| data | arm | measured | full | arm less full, at budget 1 | p | not worse | power "
-        "| seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["data", "arm", "measured", "full", "arm less full, at budget 1", "p"]
+    rows = []
     for findings in all_findings:
         world = findings.world
         full = findings.cells.get((world.baseline, 1.0))
@@ -173,22 +150,17 @@ def _whole_in_short(all_findings: Sequence[Findings]) -> str:
                 continue
             if cell.against_short.num_seeds < FEWEST:
                 continue
-            lines.append(
-                f"| {data_name(world)} | {cell.arm} | {unit(world)} "
-                f"| {quality(world, full.quality)} "
-                f"| {difference(world, cell.against_short)} | {verdict(cell.against_short)} "
-                f"| {not_worse(cell)} | {power(cell)} | {cell.against_short.num_seeds} |"
-            )
-    return "\n".join(lines) + "\n"
+            named = [data_name(world), cell.arm, unit(world), quality(world, full.quality)]
+            compared = [difference(world, cell.against_short), verdict(cell.against_short)]
+            seeds = f"{cell.against_short.num_seeds}"
+            rows.append([*named, *compared, not_worse(cell), power(cell), seeds])
+    return table([*columns, "not worse", "power", "seeds"], rows) if rows else ""
 
 
 def _saved_in_short(all_findings: Sequence[Findings]) -> str:
     """What the headline arm of a world saves; of worlds without one, the best, said so."""
-    lines = [
-        "| data | arm | run at | full | needs of full's budget | saved | full, shortened, saves "
-        "| saved against it |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["data", "arm", "run at", "full", "needs of full's budget", "saved"]
+    rows = []
     for findings in all_findings:
         world = findings.world
         saved = {arm: it for arm, it in findings.saved.items() if arm != world.baseline}
@@ -204,11 +176,11 @@ def _saved_in_short(all_findings: Sequence[Findings]) -> str:
         needed = budget_needed(it.needed, it.at_floor, world.budgets_of(arm))
         # Seeds of which the arm has all runs are seeds of which full has: it is there too.
         by_full = findings.saved[world.baseline].against_full
-        lines.append(
-            f"| {data_name(world)} | {arm}{note} | {run_at(world, arm)} "
-            f"| {quality(world, full.quality)} | {needed} "
-            f"| {percent(it.against_full, it.at_floor)} "
-            f"| {percent(by_full, it.baseline_at_floor)} "
-            f"| {percent(it.against_short, it.at_floor)} |"
-        )
-    return "\n".join(lines) + "\n"
+        named = [data_name(world), f"{arm}{note}", run_at(world, arm)]
+        saves = [
+            percent(it.against_full, it.at_floor),
+            percent(by_full, it.baseline_at_floor),
+            percent(it.against_short, it.at_floor),
+        ]
+        rows.append([*named, quality(world, full.quality), needed, *saves])
+    return table([*columns, "full, shortened, saves", "saved against it"], rows) if rows else ""

@@ -11,6 +11,12 @@ from benchmarks.proof.statistics import SURE, Estimate
 from benchmarks.proof.worlds import base_name
 
 
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without a line end after its last row."""
+    lines = [f"| {' | '.join(row)} |" for row in (columns, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
+
+
 def data_name(world: World) -> str:
     """A world's name, and what stands for full in it."""
     known = base_name(world.name)
@@ -68,6 +74,13 @@ def verdict(comparison: Comparison | None) -> str:
 def called(comparison: Comparison) -> str:
     """What a difference is called, if it is sure."""
     return ("better" if comparison.better else "worse") if comparison.p < SURE else ""
+
+
+def difference_called(world: World, comparison: Comparison | None) -> str:
+    """A paired difference with its interval, and what it is called; nothing if there is none."""
+    if comparison is None:
+        return ""
+    return f"{difference(world, comparison)} {called(comparison)}".strip()
 
 
 def not_worse(cell: Cell, *, with_power: bool = False) -> str:

@@ -22,7 +22,6 @@ from attent.tasks.folder import RunFolder, make_folder
 from attent.tasks.report import figures
 from attent.tasks.report.history import History, load_history
 from attent.tasks.run import load_trained
-from attent.tasks.selection import OWN_RULE
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
@@ -266,7 +265,7 @@ def _row(
             best = max if measure.larger_is_better else min
             held_out.append(measure.text(best(values)) if values.size else "-")
     method = run.config.method
-    if method not in ("full", *OWN_RULE):
+    if run.config.has_strategy:
         method += f", {run.config.selection_strategy}"
     return [
         run.name,
