@@ -165,6 +165,11 @@ ARMS |= {
     # What changes beside the examples' order: a null of the same schedule, and another.
     "random": paced(random()),
     "rs2": paced(random(), ratio=constant(0.3), first=0, last=0.0),
+    # As many as the losses decide, and none of them chosen by its loss: what is left of
+    # "concentrated_short_end" without the choice.
+    "random_concentrated": paced(
+        concentrated(random(), 0.15, 0.9), signal="relative_loss", last=0.05
+    ),
     # By observed losses.
     "paced_hard": paced(hard()),
     "paced_soft": paced(soft()),
