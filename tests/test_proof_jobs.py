@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.proof import campaign, jobs, report, tuning
+from benchmarks.proof import campaign, jobs, report, tuning, wording
 from benchmarks.proof import job as job_module
 from benchmarks.proof.__main__ import main
 from benchmarks.proof.analysis import analyse
@@ -277,7 +277,8 @@ def test_what_was_claimed_twice_stands_side_by_side(tmp_path):
     for i, name in enumerate(("digits", "digits-fresh")):
         assert said[4 + i].startswith(f"{less[name]:+.2f} [")
         assert said[4 + i].endswith("] better")
-        assert said[6 + i].startswith(f"{saves[name]:.0f} [")
+        assert said[6 + i] == wording.not_worse(found[name].cells["good", 0.6])
+        assert said[8 + i].startswith(f"{saves[name]:.0f} [")
 
 
 def own(name: str, arm: str, seed: int) -> float:
@@ -602,7 +603,9 @@ def test_the_report_says_what_the_records_say(reported):
     assert 0.8 < float(rows["0.4", "full"][8]) < 1  # the power of that
     assert rows["1", "full"][8] == ""
     assert rows["0.4", "harmful"][12] == "9, 1 failed"
-    assert "For other images than these good is against full at the same budget" in page
+    assert "**For other examples than these**" in page
+    (wider,) = [line for line in page.splitlines() if line.startswith("| **good** | +")]
+    assert wider.count("[") == 3 + 2  # budgets, and both savings
     assert "| claim | harmful | 0.4 | 0.003 | 103 | ValueError: a \\| b |" in page
     assert "Spent over 1 % more than their budget: thirsty at 0.4: 0.420" in page
     assert "| harmful | over 0.80 | not reached | not reached | 0 % | 9 |" in page

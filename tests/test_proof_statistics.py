@@ -180,6 +180,30 @@ def test_splits_of_one_pool_are_no_independent_draws():
     free = statistics.resplit(values, 0.0)
     assert (free.low, free.high) == pytest.approx((t.low, t.high))
     assert np.isnan(statistics.resplit(np.array([1.0]), 0.5).low)
+    # As many times as wide, whatever the values.
+    wide = statistics.resplit(values, 0.5)
+    assert (wide.high - wide.low) / (free.high - free.low) == pytest.approx(
+        statistics.widened(20, 0.5)
+    )
+
+
+def test_savings_of_other_data_are_as_much_less_sure():
+    # Both curves are straight, an arm's 0.1 above full's: it is there 0.1 / slope earlier, and a
+    # seed is above all of it or below: savings move with the arm's own seeds alone.
+    rng, budgets = np.random.default_rng(0), np.array([0.5, 0.75, 1.0])
+    cost = np.repeat(budgets[:, None], 12, 1)
+    arm = budgets[:, None] + 0.1 + rng.normal(0, 0.01, 12)[None]
+    full = np.repeat(budgets[:, None], 12, 1)
+
+    def found(widen: float) -> statistics.Saved:
+        drawn = statistics.generator("saved")
+        return statistics.saved((cost, arm), (cost, full), 0.0, drawn, 2000, widen)
+
+    near, far = found(1.0), found(3.0)
+    assert near.against_full.value == far.against_full.value == pytest.approx(arm.mean(1)[0] - 0.5)
+    one, three = near.against_full, far.against_full
+    assert three.high - three.value == pytest.approx(3 * (one.high - one.value))
+    assert three.value - three.low == pytest.approx(3 * (one.value - one.low))
 
 
 def test_the_power_of_being_no_worse_is_how_often_equal_arms_pass():

@@ -282,3 +282,4 @@ def test_how_much_is_tested_to_what_is_trained_on_is_as_in_the_worlds(monkeypatc
         different = len(set(made.extra["original"].tolist()))
         assert share_tested(name) == pytest.approx(len(made.test) / different)
     assert share_tested("scenes_tail") is None
+    assert share_tested("language") == 600 / 1200

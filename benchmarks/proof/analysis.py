@@ -77,6 +77,8 @@ class Findings:
         cells: by arm and budget, those with runs.
         saved: by arm, the baseline among them; those of which every budget has runs. None where
             arms are run at budget 1 alone.
+        saved_anew: the same with intervals as they may be for examples that are not in the pool,
+            where all seeds split one; else empty.
         choices: what tuning says, by arm and budget.
         failures: every record of a failure, of any stage.
         num_runs: records of the stage.
@@ -90,6 +92,7 @@ class Findings:
     stage: str
     cells: Mapping[tuple[str, float], Cell]
     saved: Mapping[str, Saved]
+    saved_anew: Mapping[str, Saved]
     choices: Mapping[tuple[str, float], tuning.Choice]
     failures: Sequence[Record]
     num_runs: int
@@ -136,11 +139,13 @@ def analyse(
         cell: {seed: r for seed, r in of_cell.items() if r["status"] == "ok"}
         for cell, of_cell in runs.items()
     }
+    pool = test_to_train(base_name(world.name))
     return Findings(
         world=world,
         stage=stage,
         cells=_cells(world, runs, good),
         saved=_saved(world, good) if world.shortens else {},
+        saved_anew=_saved(world, good, pool) if world.shortens and pool is not None else {},
         choices=choices,
         failures=[r for r in store.records if r["status"] == "failed"],
         num_runs=len(found),
@@ -235,8 +240,14 @@ def _corrected(
     return result
 
 
-def _saved(world: World, good: Runs) -> dict[str, Saved]:
-    """By arm, over the seeds of which no run of the arm and of the baseline is missing."""
+def _saved(world: World, good: Runs, test_to_train: float = 0.0) -> dict[str, Saved]:
+    """By arm, over the seeds of which no run of the arm and of the baseline is missing.
+
+    Args:
+        world: its part of the protocol.
+        good: runs that ended well.
+        test_to_train: see `statistics.widened`.
+    """
     result: dict[str, Saved] = {}
     sign = 1 if world.higher_is_better else -1
     ours = [(world.baseline, budget) for budget in sorted(world.baseline_budgets)]
@@ -256,5 +267,6 @@ def _saved(world: World, good: Runs) -> dict[str, Saved]:
 
         # The same seeds are drawn for every arm.
         rng = statistics.generator(world.name, "saved")
-        result[arm] = statistics.saved(table(theirs), table(ours), world.margin, rng)
+        widen = statistics.widened(len(seeds), test_to_train)
+        result[arm] = statistics.saved(table(theirs), table(ours), world.margin, rng, widen=widen)
     return result

@@ -8,6 +8,7 @@ All figures come from the results files; what is around the marks is left alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.proof import figures
@@ -114,8 +115,9 @@ def _how_to_read(stage: str) -> str:
         "over all arms and budgets of the table; *better* and *worse* stand where p < 0.05. "
         '"Not worse" is one-sided: full at budget 1 is lower than the arm plus the margin. Its '
         "power is the chance of a yes for an arm that is exactly full's equal, at the spread that "
-        "was seen, before that correction. Costs are shares of full's: a forward 1, a backward 2, "
-        "scoring included. `full` below budget 1 is the shortened one, its schedule compressed. "
+        "was seen, before that correction. Costs are shares of full's: a forward 1, a backward 2 "
+        "(`language`: 1, its frozen weights have no gradient), scoring included. `full` below "
+        "budget 1 is the shortened one, its schedule compressed. "
         "What an arm needs is read off its curve, made to rise (isotonic regression) and straight "
         "between budgets, where it meets the end of full's curve less the margin; every resample "
         "has its own curves and aim."
@@ -146,8 +148,10 @@ def world_section(findings: Findings) -> str:
     if world.shortens:
         folder = PAGES[findings.stage]
         parts.append(f"![Quality against budget: {name}]({folder}/{name}.png)")
-    parts += [_saved_table(findings), _budget_table(findings), _rates_table(findings)]
-    parts.append(_failures(findings))
+    parts += [_saved_table(findings), _budget_table(findings)]
+    if findings.stage == "claim":
+        parts.append(_anew_table(findings))
+    parts += [_rates_table(findings), _failures(findings)]
     if over := [c for c in findings.cells.values() if c.units > 1.01 * c.budget]:
         said = ", ".join(f"{c.arm} at {c.budget:g}: {c.units:.3f}" for c in over)
         parts.append(f"Spent over 1 % more than their budget: {said}.")
@@ -197,24 +201,38 @@ def _budget_table(findings: Findings) -> str:
         spent = [f"{cell.units:.3f}", f"{cell.cpu_seconds:.1f}", f"{cell.num_seeds}{failed}"]
         rows.append([*row, *spent])
     made = table([*columns, *world.also, "spent", "CPU s", "runs"], rows)
-    return "\n".join(["**Quality at equal budget**", "", made, *_anew(findings)])
+    return f"**Quality at equal budget**\n\n{made}"
 
 
-def _anew(findings: Findings) -> list[str]:
-    """What the headline's differences may be for examples that are in no seed's splits."""
+def _anew_table(findings: Findings) -> str:
+    """What differences and savings may be for examples that are in no seed's splits."""
     world = findings.world
-    said = [
-        f"{bracketed(it.anew, lambda v: scaled(world, v, signed=True))} at {cell.budget:g}"
+    compared = {
+        (cell.arm, cell.budget): it.anew
         for cell in findings.cells.values()
-        if cell.arm == world.headline and (it := cell.against_short) and it.anew is not None
-    ]
-    if not said:
-        return []
-    return [
-        f"\nEvery seed splits the same pool anew. For other images than these {world.headline} is "
-        f"against full at the same budget, by the variance of Nadeau and Bengio (2003): "
-        f"{'; '.join(said)}."
-    ]
+        if (it := cell.against_short) and it.anew is not None
+    }
+    if not compared:
+        return ""
+    budgets = sorted({budget for _, budget in compared})
+    curves = world.shortens and world.has_curves
+    columns = ["arm", *(f"less full, at {budget:g}" for budget in budgets)]
+    columns += ["saved against full", "saved against full, shortened"] * curves
+    rows = []
+    for arm in dict.fromkeys(arm for arm, _ in compared):
+        found = (compared.get((arm, budget)) for budget in budgets)
+        row = [arm_name(arm, findings)]
+        row += [bracketed(it, partial(scaled, world, signed=True)) if it else "" for it in found]
+        if curves:
+            saved = findings.saved_anew.get(arm)
+            shares = [saved.against_full, saved.against_short] if saved else []
+            row += [percent(share, saved.at_floor) for share in shares] if saved else ["", ""]
+        rows.append(row)
+    return (
+        "**For other examples than these**: every seed splits the same pool anew, and what is true "
+        "of its splits need not be of others. Intervals by the variance of Nadeau and Bengio "
+        f"(2003)\n\n{table(columns, rows)}"
+    )
 
 
 def _rates_table(findings: Findings) -> str:

@@ -136,6 +136,18 @@ def resplit(differences: np.ndarray, test_to_train: float, level: float = LEVEL)
     return Estimate(value=float(values.mean()), low=values.mean() - wide, high=values.mean() + wide)
 
 
+def widened(count: int, test_to_train: float) -> float:
+    """How many times as wide as over seeds an interval is for examples not in the pool.
+
+    That of `resplit` over that of independent seeds: ``sqrt(1 + S * test / train)``.
+
+    Args:
+        count: seeds.
+        test_to_train: test examples over training examples of a split.
+    """
+    return float(np.sqrt(1 + count * test_to_train))
+
+
 def power(differences: np.ndarray, margin: float) -> float:
     """The chance that a test of being no worse says yes of an arm that is exactly as good.
 
@@ -252,6 +264,7 @@ def saved(
     margin: float,
     rng: np.random.Generator,
     resamples: int = RESAMPLES,
+    widen: float = 1.0,
 ) -> Saved:
     """The budget an arm saves at the quality of full at budget 1, less the margin.
 
@@ -261,6 +274,8 @@ def saved(
         margin: in the unit of quality.
         rng: draws the resamples.
         resamples: how many.
+        widen: how many times as far from the mean over seeds as it came out each resample's
+            quality is taken to be: see `widened`.
 
     Every resample of seeds has its own target, curves and costs. Where an arm does not reach the
     target, it needs ``inf`` and saves ``-inf``: the low end of an interval is that as soon as more
@@ -275,6 +290,9 @@ def saved(
 
     cost, quality = curve(arm[0]), curve(arm[1])
     full_cost, full_quality = curve(baseline[0]), curve(baseline[1])
+    if widen != 1.0:
+        quality = quality[0] + widen * (quality - quality[0])
+        full_quality = full_quality[0] + widen * (full_quality - full_quality[0])
     # The aim is read off the same curve as what is needed: of two budgets of full, the greater of
     # which came out lower by chance, it is their mean.
     target = rising(full_quality)[:, -1] - margin

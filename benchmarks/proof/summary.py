@@ -115,10 +115,12 @@ def claimed_twice(earlier: Sequence[Findings], later: Sequence[Findings]) -> lis
                 break
     if not rows:
         return []
-    columns = ["data", "arm", "seeds", "at", "arm less full there", "again", "saves", "again"]
+    columns = ["data", "arm", "seeds", "at", "arm less full there", "again"]
+    columns += ["not worse", "again", "saves", "again"]
     return [
         "### Claimed twice",
-        "What was claimed under an earlier protocol, and again under the present one.",
+        "What was claimed under an earlier protocol, and again under the present one. p-values are "
+        "corrected for the arms and budgets of their own tables, which are not as many.",
         table(columns, rows),
     ]
 
@@ -132,6 +134,7 @@ def _twice(first: Findings, again: Findings, arm: str, budget: float) -> list[st
     for findings in (first, again):
         cell = findings.cells[arm, budget]
         row.append(difference_called(findings.world, cell.against_short))
+    row += [not_worse(findings.cells[arm, budget]) for findings in (first, again)]
     for findings in (first, again):
         saved = findings.saved.get(arm)
         row.append(percent(saved.against_full, saved.at_floor) if saved else "")
