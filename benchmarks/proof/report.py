@@ -8,7 +8,6 @@ All figures come from the results files; what is around the marks is left alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from benchmarks.proof import figures
@@ -21,7 +20,6 @@ from benchmarks.proof.summary import all_arms, claimed_twice, in_short, readme_t
 from benchmarks.proof.tuning import Choice
 from benchmarks.proof.wording import (
     arm_name,
-    bracketed,
     budget_needed,
     difference,
     not_worse,
@@ -29,6 +27,7 @@ from benchmarks.proof.wording import (
     power,
     quality,
     scaled,
+    signed,
     table,
     unit,
     verdict,
@@ -222,11 +221,11 @@ def _anew_table(findings: Findings) -> str:
     for arm in dict.fromkeys(arm for arm, _ in compared):
         found = (compared.get((arm, budget)) for budget in budgets)
         row = [arm_name(arm, findings)]
-        row += [bracketed(it, partial(scaled, world, signed=True)) if it else "" for it in found]
-        if curves:
-            saved = findings.saved_anew.get(arm)
-            shares = [saved.against_full, saved.against_short] if saved else []
-            row += [percent(share, saved.at_floor) for share in shares] if saved else ["", ""]
+        row += [signed(world, it) if it else "" for it in found]
+        if curves and (saved := findings.saved_anew.get(arm)):
+            row += [percent(it, saved.at_floor) for it in (saved.against_full, saved.against_short)]
+        elif curves:
+            row += ["", ""]
         rows.append(row)
     return (
         "**For other examples than these**: every seed splits the same pool anew, and what is true "

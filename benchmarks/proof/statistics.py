@@ -131,8 +131,8 @@ def resplit(differences: np.ndarray, test_to_train: float, level: float = LEVEL)
     values = np.asarray(differences, float)
     if len(values) < 2:
         return Estimate(value=float(values.mean()), low=np.nan, high=np.nan)
-    wide = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1)
-    wide *= np.sqrt(1 / len(values) + test_to_train)
+    wide = stats.t.ppf((1 + level) / 2, len(values) - 1) * standard_error(values)
+    wide *= widened(len(values), test_to_train)
     return Estimate(value=float(values.mean()), low=values.mean() - wide, high=values.mean() + wide)
 
 

@@ -54,7 +54,12 @@ def difference(world: World, comparison: Comparison | None) -> str:
     """A paired difference with its interval; nothing if there is none."""
     if comparison is None:
         return ""
-    return bracketed(comparison.difference, lambda value: scaled(world, value, signed=True))
+    return signed(world, comparison.difference)
+
+
+def signed(world: World, estimate: Estimate) -> str:
+    """A difference of the metric with its interval, signs in front."""
+    return bracketed(estimate, lambda value: scaled(world, value, signed=True))
 
 
 def bracketed(estimate: Estimate, say: Callable[[float], str]) -> str:
