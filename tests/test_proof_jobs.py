@@ -251,7 +251,7 @@ def test_a_line_in_the_readme_has_seeds_enough_for_a_test(tmp_path, last, lines)
     assert short.count("| digits | harmful |") == lines
 
 
-def test_what_was_claimed_twice_stands_side_by_side(tmp_path):
+def test_what_was_claimed_again_stands_side_by_side(tmp_path):
     first, rest = PROTOCOL.strip().removeprefix("worlds:\n"), PROTOCOL.strip()
     again = rest.replace("digits:", "digits-fresh:").replace("100-109", "120-129")
     again = again.replace("[0.4, 0.6, 0.8]", "[0.4, 0.6, 1.0]")
@@ -264,21 +264,37 @@ def test_what_was_claimed_twice_stands_side_by_side(tmp_path):
     }
     report.write(protocol.worlds, tmp_path / "results", tmp_path, earlier=protocol.earlier)
     page = (tmp_path / "proof.md").read_text()
-    table = page.partition("### Claimed twice")[2].partition("![")[0].strip().splitlines()[2:]
-    assert table[0].count("|") == table[2].count("|")
-    less = {
-        name: 100 * np.mean([own(name, "good", seed) - own(name, "full", seed) for seed in seeds])
-        for name, seeds in (("digits", range(100, 110)), ("digits-fresh", range(120, 130)))
-    }
-    saves = {name: 100 * it.saved["good"].against_full.value for name, it in found.items()}
-    assert len(table) == 3
-    said = [cell.strip() for cell in table[2].split("|")[1:-1]]
-    assert said[:4] == ["digits", "good", "100 to 109, then 120 to 129", "0.6"]
-    for i, name in enumerate(("digits", "digits-fresh")):
-        assert said[4 + i].startswith(f"{less[name]:+.2f} [")
-        assert said[4 + i].endswith("] better")
-        assert said[6 + i] == wording.not_worse(found[name].cells["good", 0.6])
-        assert said[8 + i].startswith(f"{saves[name]:.0f} [")
+    lines = page.partition("### Claimed more than once")[2].partition("![")[0].strip().splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:]]
+    both = (("digits", range(100, 110)), ("digits-fresh", range(120, 130)))
+    # At 0.4 and 0.6 they are of both claims, and stand at the larger; 0.8 and 1 are of one alone.
+    assert [line[:4] for line in table] == [
+        ["digits", arm, "0.6", f"{min(seeds)} to {max(seeds)}"]
+        for arm in found["digits"].world.arms
+        for _, seeds in both
+    ]
+    for (name, seeds), line in zip(
+        both, (line for line in table if line[1] == "good"), strict=True
+    ):
+        less = 100 * np.mean([own(name, "good", seed) - own(name, "full", seed) for seed in seeds])
+        saved = found[name].saved["good"]
+        assert line[4].startswith(f"{less:+.2f} [")
+        assert line[4].endswith("] better")
+        assert line[5] == wording.not_worse(found[name].cells["good", 0.6])
+        assert line[6].startswith(f"{100 * saved.against_full.value:.0f} [")
+        assert line[7].startswith(f"{100 * saved.against_short.value:.0f} [")
+
+
+def test_claims_at_budgets_of_their_own_are_no_claim_made_again(tmp_path):
+    first = PROTOCOL.strip().removeprefix("worlds:\n").replace("[0.4, 0.6, 0.8]", "[0.8]")
+    again = PROTOCOL.strip().replace("digits:", "digits-fresh:").replace("100-109", "120-129")
+    path = tmp_path / "protocol.yaml"
+    path.write_text(f"{again.replace('[0.4, 0.6, 0.8]', '[0.4, 0.6]')}\nearlier:\n{first}\n")
+    protocol = load(path)
+    for there in (*protocol.worlds.values(), *protocol.earlier.values()):
+        claimed(tmp_path, there)
+    report.write(protocol.worlds, tmp_path / "results", tmp_path, earlier=protocol.earlier)
+    assert "### Claimed more than once" not in (tmp_path / "proof.md").read_text()
 
 
 def own(name: str, arm: str, seed: int) -> float:

@@ -16,7 +16,7 @@ from benchmarks.proof.campaign import results_file
 from benchmarks.proof.jobs import Record, cells
 from benchmarks.proof.protocol import BASELINE, World, headlines
 from benchmarks.proof.store import Store
-from benchmarks.proof.summary import all_arms, claimed_twice, in_short, readme_table
+from benchmarks.proof.summary import all_arms, claimed_again, in_short, readme_table
 from benchmarks.proof.tuning import Choice
 from benchmarks.proof.wording import (
     arm_name,
@@ -56,7 +56,7 @@ def write(
         stage: "claim" or "pilot".
         arms: these alone, and the baseline.
         readme: the arms that have a line in the README, by world; the headlines if not given.
-        earlier: what was claimed before, by name; see `summary.claimed_twice`.
+        earlier: what was claimed before, by name; see `summary.claimed_again`.
 
     Returns:
         A short table for the README, see `readme_table`.
@@ -73,7 +73,7 @@ def write(
     page = docs / f"{kind}.md"
     above, below = _around(page)
     (docs / kind).mkdir(parents=True, exist_ok=True)
-    parts = [_how_to_read(stage), *in_short(shown), *claimed_twice(before, shown)]
+    parts = [_how_to_read(stage), *in_short(shown), *claimed_again([*shown, *before])]
     if stage == "pilot" and shown:
         parts += ["### All arms in all worlds", all_arms(shown)]
     if any(

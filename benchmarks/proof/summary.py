@@ -1,4 +1,4 @@
-"""Tables over several worlds: the README's, those in short, what was claimed twice, the pilot's."""
+"""Tables over several worlds: the README's, those in short, what was claimed again, the pilot's."""
 
 from __future__ import annotations
 
@@ -95,50 +95,59 @@ def in_short(all_findings: Sequence[Findings]) -> list[str]:
     return ["### In short", *kept] if kept else []
 
 
-def claimed_twice(earlier: Sequence[Findings], later: Sequence[Findings]) -> list[str]:
-    """What the headline arm of an earlier protocol came to, beside what the same came to again.
+def claimed_again(all_findings: Sequence[Findings]) -> list[str]:
+    """What is claimed on several ranges of seeds: what each came to, a line each.
 
-    The same is the same arm in the same world against the same baseline. A line is of the largest
-    budget that both have, and of what is saved where both say it; without a line there is nothing.
+    The same is the same arm in the same world against the same baseline at the same budget; of
+    budgets that the same claims have, the largest. What is claimed once has no line.
 
     Args:
-        earlier: of protocols that were replaced.
-        later: of those that replaced them; the first that has the same is held beside it.
+        all_findings: of the protocol as it is, and of those that were replaced.
     """
+    claims: dict[tuple[str, str], list[Findings]] = {}
+    for findings in all_findings:
+        for arm in findings.world.arms:
+            claims.setdefault((data_name(findings.world), arm), []).append(findings)
     rows = []
-    for first in earlier:
-        arm = first.world.headline
-        for again in later:
-            both = [b for name, b in first.cells if name == arm and (arm, b) in again.cells]
-            if both and data_name(first.world) == data_name(again.world):
-                rows.append(_twice(first, again, arm, max(both)))
-                break
+    for (data, arm), them in claims.items():
+        them.sort(key=lambda findings: min(findings.world.claim_seeds))
+        for budget, again in _shared(arm, them).items():
+            rows += [_claim(findings, data, arm, budget) for findings in again]
     if not rows:
         return []
-    columns = ["data", "arm", "seeds", "at", "arm less full there", "again"]
-    columns += ["not worse", "again", "saves", "again"]
+    columns = ["data", "arm", "at", "seeds", "arm less full there", "not worse", "saves"]
     return [
-        "### Claimed twice",
-        "What was claimed under an earlier protocol, and again under the present one. p-values are "
-        "corrected for the arms and budgets of their own tables, which are not as many.",
-        table(columns, rows),
+        "### Claimed more than once",
+        "On seeds of their own each. p-values are corrected for the arms and budgets of their own "
+        "tables, which are not as many.",
+        table([*columns, "saved against full, shortened"], rows),
     ]
 
 
-def _twice(first: Findings, again: Findings, arm: str, budget: float) -> list[str]:
-    """A line of `claimed_twice`."""
-    row = [data_name(first.world), arm]
-    seeds = [findings.world.seeds_of(findings.stage) for findings in (first, again)]
-    row.append(", then ".join(f"{min(them)} to {max(them)}" for them in seeds))
-    row.append(f"{budget:g}")
-    for findings in (first, again):
-        cell = findings.cells[arm, budget]
-        row.append(difference_called(findings.world, cell.against_short))
-    row += [not_worse(findings.cells[arm, budget]) for findings in (first, again)]
-    for findings in (first, again):
-        saved = findings.saved.get(arm)
-        row.append(percent(saved.against_full, saved.at_floor) if saved else "")
-    return row
+def _shared(arm: str, claims: Sequence[Findings]) -> dict[float, list[Findings]]:
+    """Budgets at which an arm is in several claims, with these; of one set of them, the largest."""
+    by_set = {}
+    for budget in sorted({budget for it in claims for name, budget in it.cells if name == arm}):
+        cells = [(number, it.cells.get((arm, budget))) for number, it in enumerate(claims)]
+        there = tuple(number for number, cell in cells if cell and cell.against_short)
+        if len(there) > 1:
+            by_set[there] = budget
+    return {budget: [claims[number] for number in there] for there, budget in by_set.items()}
+
+
+def _claim(findings: Findings, data: str, arm: str, budget: float) -> list[str]:
+    """A line of `claimed_again`."""
+    world, cell, saved = findings.world, findings.cells[arm, budget], findings.saved.get(arm)
+    seeds = world.seeds_of(findings.stage)
+    row = [data, arm, f"{budget:g}", f"{min(seeds)} to {max(seeds)}"]
+    row += [difference_called(world, cell.against_short), not_worse(cell)]
+    if saved is None:
+        return [*row, "", ""]
+    return [
+        *row,
+        percent(saved.against_full, saved.at_floor),
+        percent(saved.against_short, saved.at_floor),
+    ]
 
 
 def _whole_in_short(all_findings: Sequence[Findings]) -> str:
